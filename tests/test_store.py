@@ -20,7 +20,9 @@ from tokenflow_nb.store import Store, StoreError, cache_home, digest
 
 KEY = "trajectory-3f2a"
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
-VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=12)
+VALUES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=12
+)
 
 
 def write(store: Store, key: str = KEY, rows: int = 4, **meta) -> torch.Tensor:
@@ -32,13 +34,12 @@ def write(store: Store, key: str = KEY, rows: int = 4, **meta) -> torch.Tensor:
 
 
 def run_python(code: str, *arguments: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command, pipe = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def canonical(value):
-    "A form in which two values are equal exactly when they should have one digest: 1, 1.0 and True apart, lists in order."
+    "A form in which values are equal exactly when they should have one digest: 1, 1.0 and True apart, lists in order."
     if isinstance(value, dict):
         return "dict", frozenset((key, canonical(item)) for key, item in value.items())
     if isinstance(value, list):
@@ -257,11 +258,7 @@ def test_two_processes_that_write_the_same_key_both_succeed_and_leave_one_entry(
             print("ready", flush=True)
             sys.stdin.readline()
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
-    both = [
-        subprocess.Popen([*command, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for number in (1, 2)
-    ]
+    both = [run_python(code, tmp_path, number) for number in (1, 2)]
     assert [process.stdout.readline().strip() for process in both] == ["ready", "ready"]
     for process in both:
         process.stdin.write("\n")

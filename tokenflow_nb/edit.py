@@ -383,8 +383,8 @@ class EditResult:
     def __repr__(self) -> str:
         return f"EditResult({self.config.prompt!r} · {self.edited!r} · {sum(self.timings.values()):.0f} s)"
 
-    def _ipython_display_(self):
-        side_by_side(self.source, self.edited)._ipython_display_()
+    def _repr_html_(self) -> str | None:
+        return side_by_side(self.source, self.edited)._repr_html_()
 
     def record(self) -> dict:
         "What `run.json` holds: enough to make the clip again."

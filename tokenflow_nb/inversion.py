@@ -25,7 +25,7 @@ def inversion_grid(
 ) -> tuple[list[int], list[int]]:
     "`(visited, kept)` timesteps, clean end first. The noisiest visited one is always kept. Raises `ModelError` for impossible steps."
     edit = model.schedule.timesteps(steps)
-    finer = model.schedule.timesteps(inversion_steps) if inversion_steps is not None else edit
+    finer = model.schedule.timesteps(inversion_steps, "inversion_steps") if inversion_steps is not None else edit
     visited = sorted({*edit, *finer})
     return visited, sorted({*edit, visited[-1]})
 

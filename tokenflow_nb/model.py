@@ -100,11 +100,15 @@ class NoiseSchedule:
     def prediction_type(self) -> str:
         return self.config.get("prediction_type", "epsilon")
 
-    def timesteps(self, steps: int) -> list[int]:
+    def timesteps(
+        self,
+        steps: int,
+        argument: str = "num_inference_steps",  # what an error calls it
+    ) -> list[int]:
         "The `steps` timesteps of an edit, noisiest first. Raises `ModelError` unless 2 ≤ steps ≤ the length of the schedule."
         most = self.scheduler.config.num_train_timesteps
         if not isinstance(steps, int) or isinstance(steps, bool) or not 2 <= steps <= most:
-            raise ModelError(f"num_inference_steps={steps!r}: give a whole number from 2 to {most}, the length of the model's schedule")
+            raise ModelError(f"{argument}={steps!r}: give a whole number from 2 to {most}, the length of the model's schedule")
         self.scheduler.set_timesteps(steps)
         return [min(int(t), most - 1) for t in self.scheduler.timesteps]
 
@@ -215,7 +219,7 @@ class Model:
     @torch.no_grad()
     def encode(self, frames: np.ndarray) -> torch.Tensor:
         "Latents `(f, c, h, w)` float32 on the CPU for uint8 frames `(f, h, w, 3)`: the mode of the VAE's posterior, so always the same."
-        pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).to(self.device, self.dtype) / 127.5 - 1
+        pixels = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).to(self.device, self.dtype) / 127.5 - 1
         return self.vae.encode(pixels).latent_dist.mode().float().cpu() * self.vae.config.scaling_factor
 
     @torch.no_grad()

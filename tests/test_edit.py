@@ -1,0 +1,234 @@
+"The stepper on the toy model: walks that must be equal bit for bit, and a UNet that must come back as it was."
+
+import hashlib
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from tokenflow_nb.attention import Context, Injection, installed, self_attentions
+from tokenflow_nb.clip import Clip, read_clip
+from tokenflow_nb.edit import Edit, EditConfig, EditError, edit_video
+from tokenflow_nb.inversion import invert
+from tokenflow_nb.model import STABLE_DIFFUSION, load_model
+from tokenflow_nb.store import Store
+from tokenflow_nb.toy.world import Scene
+
+STEPS = 4
+SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3), spin=0.02)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("toy", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return SCENE.render(frames=5, size=64)
+
+
+@pytest.fixture
+def start(model, store, clip):
+    "Makes an edit of five frames in four steps, at its start."
+
+    def make(frames=None, **changes):
+        source = clip if frames is None else clip[:frames]
+        options = dict(source_prompt=SCENE.caption, num_inference_steps=STEPS, keyframe_interval=min(2, len(source))) | changes
+        config = EditConfig("a gold star on grass", **options)
+        trajectory = invert(model, source, config.source_prompt, STEPS, config.inversion_steps, store=store, progress=False)
+        return Edit(model, trajectory, config, source)
+
+    return make
+
+
+def weights(unet):
+    hasher = hashlib.sha256()
+    for name, value in unet.state_dict().items():
+        hasher.update(name.encode() + value.numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def bystanders(unet):
+    "Processors and hooks of all modules."
+    processors = {name: id(layer.processor) for name, layer in self_attentions(unet).items()}
+    return processors, sum(len(module._forward_hooks) for module in unet.modules())
+
+
+def test_run_is_its_steps(start):
+    run, steps = start().run(), start()
+    for _ in range(STEPS):
+        steps.step()
+    assert steps.done and torch.equal(run.latents, steps.latents)
+
+
+@pytest.mark.parametrize("method", ["pnp", "sdedit"])
+def test_save_load_run_is_run(start, model, store, tmp_path, method):
+    edit = start(method=method, strength=1.0).step().step()
+    loaded = Edit.load(edit.save(tmp_path / "new folder" / "edit.safetensors"), model, store)
+    assert repr(loaded) == repr(edit) and np.array_equal(loaded.clip.frames, edit.clip.frames)
+    assert torch.equal(loaded.run().latents, edit.run().latents)
+    assert [path.name for path in (tmp_path / "new folder").iterdir()] == ["edit.safetensors"]
+
+
+def test_load_without_the_trajectory_computes_it_again(start, model, tmp_path):
+    edit = start().step()
+    loaded = Edit.load(edit.save(tmp_path / "edit.safetensors"), model, Store(tmp_path / "empty"))
+    assert torch.equal(loaded.run().latents, edit.run().latents)
+
+
+def test_fork_without_changes_is_its_parent(start):
+    edit = start().step()
+    fork = edit.fork()
+    assert torch.equal(fork.run().latents, edit.run().latents)
+
+
+def test_fork_goes_its_own_way_and_leaves_its_parent_alone(start):
+    edit, straight = start().step(), start().run()
+    fork = edit.fork(prompt="a marble star on grass").run()
+    assert not torch.allclose(fork.latents, straight.latents)
+    assert torch.equal(edit.run().latents, straight.latents)
+
+
+def test_back_undoes_a_step(start):
+    edit = start().step()
+    before = edit.latents.clone()
+    edit.step().back()
+    assert edit.index == 1 and torch.equal(edit.latents, before)
+    assert torch.equal(edit.run().latents, start().run().latents)
+    with pytest.raises(EditError, match="no step before"):
+        start().back()
+
+
+def test_a_stopped_run_goes_on(start):
+    edit, stop = start(), threading.Event()
+    edit.run(callback=lambda edit: stop.set(), stop=stop)
+    assert edit.index == 1
+    assert torch.equal(edit.run().latents, start().run().latents)
+
+
+def test_another_models_edit_is_refused(start, model, store, tmp_path):
+    path = start().save(tmp_path / "edit.safetensors")
+    other = load_model("toy", device="cpu")
+    with torch.no_grad():
+        other.unet.conv_in.bias += 1
+    with pytest.raises(EditError, match="digest"):
+        Edit.load(path, other, store)
+
+
+def test_settings_that_decide_earlier_steps_cannot_change(start):
+    edit = start().step()
+    for changes in (dict(num_inference_steps=8), dict(source_prompt="a star"), dict(strength=0.3)):
+        with pytest.raises(EditError, match=next(iter(changes))):
+            edit.fork(**changes)
+
+
+@pytest.mark.parametrize("rule", ["paper", "linear", "published", "joint", "per_frame"])
+@pytest.mark.parametrize("frames", [1, 3, 5])
+def test_any_number_of_frames(start, rule, frames):
+    edit = start(frames=frames, rule=rule).run()
+    assert edit.done and edit.latents.shape[0] == frames and edit.decode().frames.shape == (frames, 64, 64, 3)
+
+
+def test_block_size_changes_nothing_but_rounding(start):
+    assert torch.allclose(start(block_size=1).run().latents, start(block_size=5).run().latents, atol=2e-2)
+
+
+def test_a_frame_pass_never_mixes_branches(start):
+    "The edit must not depend on the negative prompt when nothing weighs it."
+    one, two = start(guidance_scale=1.0), start(guidance_scale=1.0, negative_prompt="a red square")
+    assert torch.equal(one.step().latents, two.step().latents)
+    assert start(guidance_scale=1.0).denoiser.branches == ("source", "positive")
+
+
+def test_seed_decides_keyframes(start):
+    one, same, other = start(seed=1), start(seed=1), start(seed=2)
+    assert torch.equal(one.keyframes, same.keyframes) and not torch.equal(one.keyframes, other.keyframes)
+
+
+def test_preview_edits_evenly_spaced_frames(start):
+    edit = start()
+    preview = edit.preview(3)
+    assert preview.frames.shape == (3, 64, 64, 3) and edit.index == 0
+
+
+def test_the_unet_comes_back_bit_identical(model, start):
+    before, around = weights(model.unet), bystanders(model.unet)
+    sample, embeds = torch.randn(2, 4, 16, 16), model.embed("a gold star")
+    plain = model.predict(sample, 500, embeds)
+    start().step()
+    assert torch.equal(model.predict(sample, 500, embeds), plain)
+    assert weights(model.unet) == before and bystanders(model.unet) == around
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_the_unet_comes_back_after_an_exception(model, error):
+    before, around = weights(model.unet), bystanders(model.unet)
+    sample, embeds = torch.randn(2, 4, 16, 16), model.embed("a gold star")
+    plain = model.predict(sample, 500, embeds)
+    injection = Injection(frozenset(STABLE_DIFFUSION.attention), frozenset(STABLE_DIFFUSION.features))
+    with pytest.raises(error):
+        with installed(model.unet, Context(("source", "positive"), joint=True, injection=injection), STABLE_DIFFUSION.features):
+            model.predict(sample, 500, embeds)
+            assert bystanders(model.unet) != around
+            raise error("in the middle")
+    assert torch.equal(model.predict(sample, 500, embeds), plain)
+    assert weights(model.unet) == before and bystanders(model.unet) == around
+
+
+def test_unknown_feature_layers_are_refused_before_anything_is_installed(model):
+    around = bystanders(model.unet)
+    with pytest.raises(ValueError, match="no_such_layer"):
+        with installed(model.unet, Context(), ("no_such_layer",)):
+            raise AssertionError("must not get here")
+    assert bystanders(model.unet) == around
+
+
+def test_edit_video_writes_a_playable_file_and_its_record(model, store, clip, tmp_path):
+    result = edit_video(
+        Clip(clip.frames, fps=12.5), "a gold star on grass", model=model, num_inference_steps=2, size=(64, 64), out=tmp_path / "result",
+        store=store, progress=False,
+    )
+    assert sorted(path.name for path in (tmp_path / "result").iterdir()) == ["edited.mp4", "run.json"]
+    back = read_clip(tmp_path / "result" / "edited.mp4")
+    assert len(back) == 5 and back.fps == 12.5 and back.size == (64, 64)
+    record = json.loads((tmp_path / "result" / "run.json").read_text())
+    assert EditConfig(**record["config"]) == result.config and record["model"]["digest"] == model.digest
+    assert set(record["timings"]) == {"read", "load", "invert", "edit", "decode"}
+
+
+def test_a_record_is_enough_to_make_the_clip_again(model, store, clip):
+    first = edit_video(clip, "a gold star on grass", model=model, num_inference_steps=2, size=(64, 64), store=store, progress=False)
+    config = first.record()["config"]
+    again = edit_video(clip, **config, model=model, size=(64, 64), store=store, progress=False)
+    assert np.array_equal(first.edited.frames, again.edited.frames)
+
+
+def test_the_sources_size_is_restored_when_asked(model, store):
+    wide = SCENE.render(frames=2, size=96)
+    odd = Clip(wide.frames[:, :75, :], fps=wide.fps)
+    options = dict(model=model, num_inference_steps=2, size=(64, 64), store=store, progress=False)
+    assert edit_video(odd, "a gold star", **options).edited.size == (64, 64)
+    assert edit_video(odd, "a gold star", restore_size=True, **options).edited.size == (75, 96)
+
+
+def test_an_epsilon_model_beside_the_v_model(model, store, clip):
+    "The same weights read as a noise predictor paint something else, but everything runs and stays finite."
+    from dataclasses import replace
+
+    from tokenflow_nb.model import NoiseSchedule
+
+    assert model.schedule.prediction_type == "v_prediction"
+    epsilon = replace(model, schedule=NoiseSchedule(model.schedule.config | dict(prediction_type="epsilon")))
+    latents, embeds = torch.randn(1, 4, 16, 16), model.embed("a gold star")
+    level = model.schedule.level(500)
+    output = epsilon.predict(latents, 500, embeds)
+    assert torch.allclose(model.predict(latents, 500, embeds), level**0.5 * output + (1 - level) ** 0.5 * latents, atol=1e-5)
+    assert epsilon.digest != model.digest

@@ -1,0 +1,134 @@
+"Properties of the method's pure functions, for any sizes: search, joint attention, keyframes, plans."
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenflow_nb.keyframes import intervals, joint_attention, keyframe_table
+from tokenflow_nb.model import Blocks, ddim_move
+from tokenflow_nb.propagation import RULES, make_plan, nearest, nearest_fields, normalise_keys
+
+sizes, seeds = st.integers(1, 40), st.integers(0, 2**31)
+
+
+def rand(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(sizes, sizes, st.integers(1, 16), st.integers(1, 3000), seeds)
+def test_search_is_brute_force(queries, keys, channels, largest, seed):
+    "The key that is found is as near, in float64, as the nearest: ties may fall either way."
+    query, key = rand(queries, channels, seed=seed), rand(keys, channels, seed=seed + 1)
+    found = nearest(query, normalise_keys(key), largest)
+    cosines = F.cosine_similarity(query.double()[:, None], key.double()[None], dim=-1)
+    best, got = cosines.max(1).values, cosines.gather(1, found[:, None])[:, 0]
+    assert found.shape == (queries,) and found.dtype == torch.int64
+    assert (best - got).max() < 1e-5
+
+
+@given(sizes, sizes, seeds, st.floats(0.1, 100))
+def test_search_ignores_the_length_of_queries_and_keys(queries, keys, seed, scale):
+    query, key = rand(queries, 8, seed=seed), rand(keys, 8, seed=seed + 1)
+    lengths = 0.5 + torch.rand(keys, 1, generator=torch.Generator().manual_seed(seed))
+    one, two = nearest(query, normalise_keys(key)), nearest(query * scale, normalise_keys(key * lengths))
+    cosines = F.cosine_similarity(query.double()[:, None], key.double()[None], dim=-1)
+    assert (cosines.gather(1, one[:, None]) - cosines.gather(1, two[:, None])).abs().max() < 1e-5
+
+
+@given(st.integers(1, 5), st.integers(1, 12), st.sampled_from([1, 2, 4]), st.integers(1, 6), seeds)
+def test_joint_attention_is_attention_over_concatenated_tokens(frames, tokens, heads, width, seed):
+    query, key, value = (rand(frames, tokens, heads * width, seed=seed + i).double() for i in range(3))
+    joint = joint_attention(query, key, value, heads)
+    keys, values = key.reshape(-1, heads, width), value.reshape(-1, heads, width)
+    for frame in range(frames):
+        scores = torch.einsum("shd,thd->hst", query[frame].unflatten(-1, (heads, width)), keys) / width**0.5
+        expected = torch.einsum("hst,thd->shd", scores.softmax(-1), values).flatten(1)
+        assert torch.allclose(joint[frame], expected, atol=1e-9)
+
+
+@given(st.integers(1, 60), st.data(), st.integers(1, 20), seeds)
+def test_keyframes_lie_in_their_intervals(frames, data, steps, seed):
+    interval = data.draw(st.integers(1, frames))
+    table = keyframe_table(frames, interval, steps, seed)
+    assert table.shape == (steps, -(-frames // interval))
+    for row in table:
+        assert all(int(keyframe) in piece for keyframe, piece in zip(row, intervals(frames, interval)))
+
+
+def test_every_frame_has_its_turn():
+    assert set(keyframe_table(24, 8, 200, seed=0).flatten().tolist()) == set(range(24))
+
+
+@given(st.integers(1, 60), st.data(), seeds, st.sampled_from(list(RULES)))
+def test_plans_are_valid(frames, data, seed, rule):
+    interval = data.draw(st.integers(1, frames))
+    keyframes = keyframe_table(frames, interval, 1, seed)[0]
+    plan = make_plan(rule, frames, keyframes, interval)
+    assert len(plan) == frames
+    for which in (plan.first, plan.second):
+        assert which.dtype == torch.int64 and 0 <= which.min() and which.max() < len(keyframes)
+    assert 0 <= plan.weight.min() and plan.weight.max() <= 1
+
+
+@given(st.integers(2, 60), st.data(), seeds)
+def test_neighbours_enclose_their_frame(frames, data, seed):
+    interval = data.draw(st.integers(1, frames))
+    keyframes = keyframe_table(frames, interval, 1, seed)[0]
+    plan = make_plan("linear", frames, keyframes, interval)
+    for frame in range(frames):
+        before, after = int(keyframes[plan.second[frame]]), int(keyframes[plan.first[frame]])
+        inside = keyframes[0] <= frame <= keyframes[-1]
+        assert (before <= frame <= after) if inside else before == after
+        assert not any(before < keyframe < frame or frame < keyframe < after for keyframe in keyframes.tolist())
+        if frame in keyframes:  # a keyframe keeps its own features
+            own = int((keyframes == frame).nonzero())
+            weight = float(plan.weight[frame])
+            assert (plan.first[frame] == own) * weight + (plan.second[frame] == own) * (1 - weight) == 1
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 20), seeds)
+def test_fields_find_shuffled_tokens(frames, keyframes, tokens, seed):
+    keys = rand(keyframes, tokens, 16, seed=seed)
+    which = torch.randint(keyframes, (frames,), generator=torch.Generator().manual_seed(seed))
+    orders = torch.stack([torch.randperm(tokens, generator=torch.Generator().manual_seed(seed + i)) for i in range(frames)])
+    shuffled = torch.stack([keys[k][order] for k, order in zip(which, orders)])
+    assert torch.equal(nearest_fields(shuffled, normalise_keys(keys), which), orders)
+
+
+@given(st.floats(0.001, 0.999), st.floats(0.001, 0.999), seeds)
+def test_a_move_and_its_inverse(source, target, seed):
+    latents, noise = rand(2, 4, 4, seed=seed).double(), rand(2, 4, 4, seed=seed + 1).double()
+    there_and_back = ddim_move(ddim_move(latents, noise, source, target), noise, target, source)
+    assert torch.allclose(there_and_back, latents, atol=1e-6)
+
+
+@given(st.integers(1, 50), st.integers(1, 20), st.integers(1, 20))
+def test_blocks_cover_all_rows_whatever_fits(count, size, fits):
+    def work(rows):
+        if rows.stop - rows.start > fits:
+            raise torch.OutOfMemoryError("no room")
+        return torch.arange(count)[rows]
+
+    with pytest.warns(UserWarning, match="out of memory") if min(size, count) > fits else _quiet():
+        assert torch.cat(list(Blocks(size).map(work, count))).tolist() == list(range(count))
+
+
+def _quiet():
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def test_blocks_pass_on_what_no_halving_helps():
+    def too_large(rows):
+        raise torch.OutOfMemoryError("no room")
+
+    def broken(rows):
+        raise RuntimeError("something else")
+
+    with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError):
+        list(Blocks(4).map(too_large, 8))
+    with pytest.raises(RuntimeError, match="something else"):
+        list(Blocks(4).map(broken, 8))
