@@ -1,4 +1,5 @@
 "Fails when a module is not what its notebook exports, or README.md is not what nbs/index.ipynb says."
+
 import os
 import shutil
 import subprocess
@@ -17,8 +18,13 @@ def modules(root: Path) -> dict[str, str]:
 
 def copy_tracked(target: Path) -> None:
     "The tracked files that an export reads or writes, as they lie in the working tree."
-    listed = subprocess.run(["git", "ls-files", "-z", "nbs", "tokenflow_nb", "settings.ini", "pyproject.toml"],
-                            cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "nbs", "tokenflow_nb", "settings.ini", "pyproject.toml"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     for name in filter(None, listed.split("\0")):
         source = ROOT / name
         if source.suffix in {".ipynb", ".py", ".ini", ".toml"} and source.is_file():
@@ -32,8 +38,12 @@ def exported(root: Path) -> dict[str, str]:
         if path.name == "_modidx.py" or MARK in path.read_text():
             path.unlink()
     environment = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
-    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"],
-                   cwd=root, check=True, env=environment)
+    subprocess.run(
+        [sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"],
+        cwd=root,
+        check=True,
+        env=environment,
+    )
     return modules(root)
 
 
@@ -45,12 +55,20 @@ def main() -> int:
         fresh = exported(root)
     differ = sorted(name for name in tracked.keys() | fresh.keys() if tracked.get(name) != fresh.get(name))
     for name in differ:
-        why = ("no notebook exports it" if name not in fresh else
-               "exported, but not tracked by git" if name not in tracked else "not what its notebook exports")
+        why = (
+            "no notebook exports it"
+            if name not in fresh
+            else "exported, but not tracked by git"
+            if name not in tracked
+            else "not what its notebook exports"
+        )
         print(f"{name}: {why}", file=sys.stderr)
     if differ:
-        print("Edited a notebook? `make export`. Edited a module? `.venv/bin/nbdev_update`, then `make export`. "
-              "Commit notebook and module together.", file=sys.stderr)
+        print(
+            "Edited a notebook? `make export`. Edited a module? `.venv/bin/nbdev_update`, then `make export`. "
+            "Commit notebook and module together.",
+            file=sys.stderr,
+        )
         return 1
     return subprocess.run([sys.executable, str(ROOT / ".ci" / "readme.py"), "--check"], cwd=ROOT).returncode
 

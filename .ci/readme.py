@@ -1,4 +1,5 @@
 "README.md from nbs/index.ipynb, as nbdev_readme makes it, but without Quarto. With --check: only compares."
+
 import re
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
 "What every test stands on: a cache of its own, fixed seeds, and one rule for tests that need more than a laptop."
+
 import os
 import random
 import re
@@ -63,7 +64,7 @@ def clip_file(tmp_path_factory):
     writer.send(None)
     for index in range(9):
         frame = np.full((48, 64, 3), (30, 90, 40), np.uint8)
-        frame[16:32, 4 * index + 4:4 * index + 20] = (230, 200, 40)
+        frame[16:32, 4 * index + 4 : 4 * index + 20] = (230, 200, 40)
         writer.send(frame)
     writer.close()
     return path

@@ -1,4 +1,5 @@
 "The command line as a person meets it: what it understands, what it says, and its exit codes."
+
 import inspect
 import json
 import os
@@ -37,9 +38,13 @@ def options(*argv: str):
 
 
 def test_edit_passes_on_what_was_given_and_nothing_else():
-    args = options("edit", "wolf.mp4", "a gold wolf", "--size", "128x192", "--steps", "10", "--rule", "linear", "--seed", "3")
+    args = options(
+        "edit", "wolf.mp4", "a gold wolf", "--size", "128x192", "--steps", "10", "--rule", "linear", "--seed", "3"
+    )
     given = cli._given(args, cli._EDIT_OPTIONS)
-    assert given == dict(model="sd1.5", method="pnp", num_inference_steps=10, seed=3, size=(128, 192), start=0.0, rule="linear")
+    assert given == dict(
+        model="sd1.5", method="pnp", num_inference_steps=10, seed=3, size=(128, 192), start=0.0, rule="linear"
+    )
 
 
 def python_defaults() -> dict[str, object]:
@@ -97,19 +102,22 @@ def test_models_are_listed_without_paths_of_this_machine(run):
 # What it refuses, and with which code
 
 
-@pytest.mark.parametrize("argv, says", [
-    ((), "the following arguments are required: COMMAND"),
-    (("edti",), "edti"),
-    (("edit", "a.mp4"), "PROMPT"),
-    (("edit", "a.mp4", "gold", "--size", "12y"), "'12y' is not a size: write 128 (square) or 128x192"),
-    (("edit", "a.mp4", "gold", "--size", "0x8"), "'0x8' is not a size"),
-    (("edit", "a.mp4", "gold", "--steps", "many"), "--steps"),
-    (("edit", "a.mp4", "gold", "--method", "pnq"), "'pnp', 'sdedit'"),
-    (("edit", "a.mp4", "gold", "--colour", "red"), "--colour"),
-    (("cache",), "list | prune | clear"),
-    (("cache", "prune"), "--max-size"),
-    (("cache", "prune", "--max-size", "lots"), "'lots' is not an amount"),
-])
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        ((), "the following arguments are required: COMMAND"),
+        (("edti",), "edti"),
+        (("edit", "a.mp4"), "PROMPT"),
+        (("edit", "a.mp4", "gold", "--size", "12y"), "'12y' is not a size: write 128 (square) or 128x192"),
+        (("edit", "a.mp4", "gold", "--size", "0x8"), "'0x8' is not a size"),
+        (("edit", "a.mp4", "gold", "--steps", "many"), "--steps"),
+        (("edit", "a.mp4", "gold", "--method", "pnq"), "'pnp', 'sdedit'"),
+        (("edit", "a.mp4", "gold", "--colour", "red"), "--colour"),
+        (("cache",), "list | prune | clear"),
+        (("cache", "prune"), "--max-size"),
+        (("cache", "prune", "--max-size", "lots"), "'lots' is not an amount"),
+    ],
+)
 def test_usage_errors_have_code_2_and_name_the_argument(run, argv, says):
     code, out, err = run(*argv)
     assert code == 2 and out == "" and says in err
@@ -170,8 +178,14 @@ def test_ctrl_c_is_no_failure_but_has_its_code(run, monkeypatch):
 
 def test_the_console_script_returns_the_code():
     script = Path(sys.executable).with_name("tokenflow_nb")
-    command = [str(script)] if script.exists() else [sys.executable, "-c", "import sys; from tokenflow_nb.cli import main; sys.exit(main())"]
-    done = subprocess.run([*command, "edit", "nowhere.mp4", "gold"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    command = (
+        [str(script)]
+        if script.exists()
+        else [sys.executable, "-c", "import sys; from tokenflow_nb.cli import main; sys.exit(main())"]
+    )
+    done = subprocess.run(
+        [*command, "edit", "nowhere.mp4", "gold"], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
 
 
@@ -217,8 +231,20 @@ def test_demo_writes_its_four_files_and_three_lines_of_figures(run, cache, tmp_p
 
 
 def test_edit_of_a_file(run, cache, clip_file, tmp_path):
-    code, out, _ = run("edit", str(clip_file), "a gold square on grass", "--model", "toy", "--steps", "2", "--size", "64",
-                       "--max-frames", "3", "--quiet")
+    code, out, _ = run(
+        "edit",
+        str(clip_file),
+        "a gold square on grass",
+        "--model",
+        "toy",
+        "--steps",
+        "2",
+        "--size",
+        "64",
+        "--max-frames",
+        "3",
+        "--quiet",
+    )
     assert code == 0 and "edited.mp4" in out
     assert {path.name for path in (tmp_path / "square-edited").iterdir()} == {"edited.mp4", "run.json"}
     assert frames_of(tmp_path / "square-edited" / "edited.mp4")[0] == 3
@@ -227,6 +253,17 @@ def test_edit_of_a_file(run, cache, clip_file, tmp_path):
 def test_invert_says_whether_it_is_good_enough(run, cache, clip_file):
     from tokenflow_nb.store import Store
 
-    code, out, _ = run("invert", str(clip_file), "a yellow square on grass", "--model", "toy", "--steps", "3", "--size", "64", "--quiet")
+    code, out, _ = run(
+        "invert",
+        str(clip_file),
+        "a yellow square on grass",
+        "--model",
+        "toy",
+        "--steps",
+        "3",
+        "--size",
+        "64",
+        "--quiet",
+    )
     assert code == 0 and " dB" in out
     assert len(Store().entries()) == 1

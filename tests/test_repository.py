@@ -1,4 +1,5 @@
 "What no notebook can say of itself: the rules that hold the repository together."
+
 import ast
 import re
 import subprocess
@@ -12,11 +13,22 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = sorted((ROOT / "tokenflow_nb").rglob("*.py"))
 COLAB = {  # the image of August 2026
-    "torch": "2.11", "diffusers": "0.39", "transformers": "5.15", "numpy": "2.1", "matplotlib": "3.10",
-    "scikit-learn": "1.6", "ipywidgets": "7.7.1", "imageio-ffmpeg": "0.6",
+    "torch": "2.11",
+    "diffusers": "0.39",
+    "transformers": "5.15",
+    "numpy": "2.1",
+    "matplotlib": "3.10",
+    "scikit-learn": "1.6",
+    "ipywidgets": "7.7.1",
+    "imageio-ffmpeg": "0.6",
 }
 DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "imageio_ffmpeg": "imageio-ffmpeg"}
-COMES_WITH = {"IPython": "ipywidgets", "traitlets": "ipywidgets", "huggingface_hub": "diffusers", "tokenizers": "transformers"}
+COMES_WITH = {
+    "IPython": "ipywidgets",
+    "traitlets": "ipywidgets",
+    "huggingface_hub": "diffusers",
+    "tokenizers": "transformers",
+}
 
 
 def bounds() -> dict[str, str]:
@@ -38,8 +50,13 @@ def test_every_import_is_a_declared_dependency():
     stray = set()
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
-            names = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
-                     [node.module] if isinstance(node, ast.ImportFrom) and not node.level else [])
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
             for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"tokenflow_nb"}:
                 if COMES_WITH.get(top, DISTRIBUTION.get(top, top)) not in declared:
                     stray.add(f"{path.name}: {top}")

@@ -29,7 +29,9 @@ def parse_size(
     found = re.fullmatch(r"\s*(\d+)\s*(?:[x×]\s*(\d+))?\s*", text.lower())
     size = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if min(size) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 128 (square) or 128x192 (height x width, in pixels)")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size: write 128 (square) or 128x192 (height x width, in pixels)"
+        )
     return size
 
 # %% ../nbs/13_cli.ipynb #223126ab
@@ -57,7 +59,9 @@ def _writable_folder(path: str | Path) -> Path:
     "The path of a folder that results can go to. Raises `OSError` when they could not."
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"--out {str(folder)!r} is a file: name a folder, the results get their names inside it")
+        raise NotADirectoryError(
+            f"--out {str(folder)!r} is a file: name a folder, the results get their names inside it"
+        )
     above = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise PermissionError(f"--out {str(folder)!r}: {above} cannot be written; choose another folder")
@@ -81,8 +85,13 @@ def _command(
     epilog: str = "",  # examples
 ) -> argparse.ArgumentParser:
     "A new sub-command with the options that all have."
-    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=epilog,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(run=run)
     parser.add_argument("--debug", action="store_true", help="show the whole traceback when something fails")
     return parser
@@ -105,8 +114,13 @@ def _add_source(
     "The clip, and which of its frames."
     parser.add_argument("source", metavar="CLIP", help="a video file")
     frames = parser.add_argument_group("which frames")
-    _option(frames, "--size", "128 or 128x192, height x width in pixels (default: the shorter side as the model was trained)",
-            type=parse_size, metavar="SIZE")
+    _option(
+        frames,
+        "--size",
+        "128 or 128x192, height x width in pixels (default: the shorter side as the model was trained)",
+        type=parse_size,
+        metavar="SIZE",
+    )
     _option(frames, "--start", "first second to use", type=float, default=0.0, metavar="S")
     _option(frames, "--stop", "second to stop at (default: the end)", type=float, metavar="S")
     _option(frames, "--fps", "frames a second to use (default: the clip's)", type=float, metavar="F")
@@ -115,15 +129,32 @@ def _add_source(
 
 def _add_model(group: argparse._ActionsContainer) -> None:
     "Which diffusion model."
-    _option(group, "--model", "a name that `tokenflow_nb models` lists, a folder, or a hub id", default="sd1.5", metavar="NAME")
+    _option(
+        group,
+        "--model",
+        "a name that `tokenflow_nb models` lists, a folder, or a hub id",
+        default="sd1.5",
+        metavar="NAME",
+    )
 
 # %% ../nbs/13_cli.ipynb #30e947aa
 def demo_scene() -> "Scene":
     "The scene of the demo: a blue star on grass, drifting and turning under a camera that pans."
     from tokenflow_nb.toy.world import Scene
 
-    return Scene("star", "blue", "grass", centre=(52.0, 70.0), radius=36.0, angle=0.2, velocity=(0.9, -0.5), spin=0.02,
-                 pan=(-0.6, 0.3), object_offset=(40.0, 90.0), background_offset=(310.0, 70.0))
+    return Scene(
+        "star",
+        "blue",
+        "grass",
+        centre=(52.0, 70.0),
+        radius=36.0,
+        angle=0.2,
+        velocity=(0.9, -0.5),
+        spin=0.02,
+        pan=(-0.6, 0.3),
+        object_offset=(40.0, 90.0),
+        background_offset=(310.0, 70.0),
+    )
 
 # %% ../nbs/13_cli.ipynb #2e0358b7
 def demo_metrics(
@@ -138,7 +169,10 @@ def demo_metrics(
     frames, size = source.shape[:2]
     inside = scene.truth(frames, size).object_mask
     target = ideal.render(frames, size).frames / 255.0
-    error = {name: float(np.sqrt(np.mean((clip - target)[inside] ** 2))) for name, clip in (("before", source), ("after", edited))}
+    error = {
+        name: float(np.sqrt(np.mean((clip - target)[inside] ** 2)))
+        for name, clip in (("before", source), ("after", edited))
+    }
     kept = float(np.mean((edited - source)[~inside] ** 2))
     return {
         "object_error_before": error["before"],
@@ -159,8 +193,14 @@ def demo(
 
     folder, scene = _writable_folder(out), demo_scene()
     ideal = scene.replace(material="gold")
-    result = edit_video(scene.render(frames), ideal.caption, source_prompt=scene.caption, model="toy",
-                        num_inference_steps=num_inference_steps, progress=progress)
+    result = edit_video(
+        scene.render(frames),
+        ideal.caption,
+        source_prompt=scene.caption,
+        model="toy",
+        num_inference_steps=num_inference_steps,
+        progress=progress,
+    )
     result.save(folder)
     write_clip(folder / "before_after.mp4", side_by_side(result.source, result.edited))
     contact_sheet(result.source, result.edited, labels=["source", "edited"]).save(folder / "sheet.png")
@@ -177,16 +217,26 @@ def _run_demo(args: argparse.Namespace) -> None:
     "`tokenflow_nb demo`"
     result, metrics = demo(args.out, args.num_inference_steps, progress=not args.quiet)
     _print_files(Path(args.out), ("edited.mp4", "before_after.mp4", "sheet.png", "run.json"))
-    print(f"object      {metrics['object_error_before']:.3f} -> {metrics['object_error']:.3f}"
-          "   RMS distance to the ideal edit, source -> edited; 0 is perfect")
+    print(
+        f"object      {metrics['object_error_before']:.3f} -> {metrics['object_error']:.3f}"
+        "   RMS distance to the ideal edit, source -> edited; 0 is perfect"
+    )
     print(f"background  {metrics['background_psnr']:.1f} dB   PSNR against the source; higher is better kept")
-    print(f"time        {sum(result.timings.values()):.1f} s   " + ", ".join(f"{k} {v:.1f}" for k, v in result.timings.items()))
+    print(
+        f"time        {sum(result.timings.values()):.1f} s   "
+        + ", ".join(f"{k} {v:.1f}" for k, v in result.timings.items())
+    )
 
 
 def _add_demo(commands: argparse._SubParsersAction) -> None:
     "The options of `tokenflow_nb demo`."
-    parser = _command(commands, "demo", _run_demo, "edit a small built-in clip with the toy model that ships with the package",
-                      'Writes edited.mp4, before_after.mp4, sheet.png and run.json. No GPU, no download.')
+    parser = _command(
+        commands,
+        "demo",
+        _run_demo,
+        "edit a small built-in clip with the toy model that ships with the package",
+        "Writes edited.mp4, before_after.mp4, sheet.png and run.json. No GPU, no download.",
+    )
     _option(parser, "--out", "folder for the results", default="demo", metavar="DIR")
     _option(parser, "--steps", "denoising steps", dest="num_inference_steps", type=int, default=20, metavar="N")
     _option(parser, "--quiet", "no progress bars", action="store_true")
@@ -198,8 +248,24 @@ def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, object]:
 
 
 _EDIT_OPTIONS = (
-    "source_prompt", "negative_prompt", "model", "method", "num_inference_steps", "guidance_scale", "keyframe_interval",
-    "seed", "size", "start", "stop", "fps", "max_frames", "inversion_steps", "rule", "strength", "pnp_f_t", "pnp_attn_t",
+    "source_prompt",
+    "negative_prompt",
+    "model",
+    "method",
+    "num_inference_steps",
+    "guidance_scale",
+    "keyframe_interval",
+    "seed",
+    "size",
+    "start",
+    "stop",
+    "fps",
+    "max_frames",
+    "inversion_steps",
+    "rule",
+    "strength",
+    "pnp_f_t",
+    "pnp_attn_t",
     "block_size",
 )
 
@@ -233,7 +299,13 @@ def _add_edit(commands: argparse._SubParsersAction) -> None:
     words = parser.add_argument_group("words")
     _option(words, "--source-prompt", "what the clip shows now; helps the inversion (default: none)", metavar="TEXT")
     _option(words, "--negative-prompt", "what the result shall not look like (default: none)", metavar="TEXT")
-    _option(words, "--guidance-scale", "how strictly the prompt is followed (default: the model's own)", type=float, metavar="G")
+    _option(
+        words,
+        "--guidance-scale",
+        "how strictly the prompt is followed (default: the model's own)",
+        type=float,
+        metavar="G",
+    )
     _add_method(parser)
 
 
@@ -241,10 +313,18 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     "How the clip is edited."
     method = parser.add_argument_group("method")
     _add_model(method)
-    _option(method, "--method", "pnp keeps the layout; sdedit repaints freely", choices=("pnp", "sdedit"), default="pnp")
+    _option(
+        method, "--method", "pnp keeps the layout; sdedit repaints freely", choices=("pnp", "sdedit"), default="pnp"
+    )
     _option(method, "--steps", "denoising steps", dest="num_inference_steps", type=int, default=50, metavar="N")
     _option(method, "--seed", "draws the keyframes", type=int, default=0, metavar="N")
-    _option(method, "--keyframe-interval", "one keyframe in so many frames (default: 8, or the length of a shorter clip)", type=int, metavar="N")
+    _option(
+        method,
+        "--keyframe-interval",
+        "one keyframe in so many frames (default: 8, or the length of a shorter clip)",
+        type=int,
+        metavar="N",
+    )
     finer = parser.add_argument_group("finer settings", "Left out, each has the default of EditConfig.")
     _option(finer, "--inversion-steps", "steps of the inversion", type=int, metavar="N")
     _option(finer, "--rule", "how frames draw on keyframes", choices=("paper", "published", "linear"))
@@ -272,8 +352,13 @@ def _run_invert(args: argparse.Namespace) -> None:
 
 def _add_invert(commands: argparse._SubParsersAction) -> None:
     "The options of `tokenflow_nb invert`."
-    parser = _command(commands, "invert", _run_invert, "invert a clip, and say whether the inversion is good enough to edit",
-                      'examples:\n  tokenflow_nb invert wolf.mp4 "a wolf"\n  tokenflow_nb invert wolf.mp4 --model toy --size 128')
+    parser = _command(
+        commands,
+        "invert",
+        _run_invert,
+        "invert a clip, and say whether the inversion is good enough to edit",
+        'examples:\n  tokenflow_nb invert wolf.mp4 "a wolf"\n  tokenflow_nb invert wolf.mp4 --model toy --size 128',
+    )
     _add_source(parser)
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", default="", help="what the clip shows (default: none)")
     _add_model(parser)
@@ -313,9 +398,14 @@ def _run_cache(args: argparse.Namespace) -> None:
 
 def _add_cache(commands: argparse._SubParsersAction) -> None:
     "The options of `tokenflow_nb cache`."
-    parser = _command(commands, "cache", _run_cache, "list what is kept of earlier runs, or free its disk space",
-                      "examples:\n  tokenflow_nb cache list\n  tokenflow_nb cache prune --max-size 5GB\n  tokenflow_nb cache clear\n\n"
-                      "The environment variable TOKENFLOW_HOME says where the cache lies.")
+    parser = _command(
+        commands,
+        "cache",
+        _run_cache,
+        "list what is kept of earlier runs, or free its disk space",
+        "examples:\n  tokenflow_nb cache list\n  tokenflow_nb cache prune --max-size 5GB\n  tokenflow_nb cache clear\n\n"
+        "The environment variable TOKENFLOW_HOME says where the cache lies.",
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="list | prune | clear")
     actions.add_parser("list", help="every entry with its size")
     prune = actions.add_parser("prune", help="remove entries, the least recently used first, until the rest fits")
@@ -325,8 +415,12 @@ def _add_cache(commands: argparse._SubParsersAction) -> None:
 # %% ../nbs/13_cli.ipynb #31f951da
 def parser() -> argparse.ArgumentParser:
     "The parser of the whole command line."
-    top = argparse.ArgumentParser(prog="tokenflow_nb", epilog=_ROOT_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                  description="Edit a video by a sentence with an image diffusion model.")
+    top = argparse.ArgumentParser(
+        prog="tokenflow_nb",
+        epilog=_ROOT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Edit a video by a sentence with an image diffusion model.",
+    )
     top.add_argument("--version", action="version", version=f"tokenflow_nb {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for add in (_add_demo, _add_edit, _add_invert, _add_models, _add_cache):
@@ -344,7 +438,9 @@ def main(
     except KeyboardInterrupt:
         print("\ntokenflow_nb: stopped", file=sys.stderr)
         return 130
-    except Exception as error:  # the last stop before the person: whatever it is, it becomes a sentence and an exit code
+    except (
+        Exception
+    ) as error:  # the last stop before the person: whatever it is, it becomes a sentence and an exit code
         if args.debug:
             raise
         print(f"tokenflow_nb: error: {_sentence(error)}", file=sys.stderr)
