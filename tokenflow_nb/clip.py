@@ -7,7 +7,6 @@ __all__ = ['ClipError', 'Fit', 'Clip', 'as_clip', 'fit_clip', 'restore_clip', 'r
            'contact_sheet']
 
 # %% ../nbs/00_clip.ipynb #d27c1e47
-import logging
 import math
 import os
 import re
@@ -17,7 +16,7 @@ import textwrap
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -55,7 +54,7 @@ def _check_shape(shape: tuple[int, ...]) -> None:
         problem = "no frames" if shape[0] == 0 else "no pixels"
     else:
         return
-    raise ClipError(f"frames of shape {tuple(shape)}: this is {problem}.")
+    raise ClipError(f"frames of shape {tuple(shape)}: {problem}")
 
 # %% ../nbs/00_clip.ipynb #f207b319
 @dataclass(frozen=True)
@@ -163,7 +162,8 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
     low, high = float(array.min()), float(array.max())
     if low < 0 or high > 1:
         ranges = {"array.clip(0, 1)": (-0.1, 1.1), "(array + 1) / 2": (-1, 1), "array / 255": (0, 255)}
-        remedy = next((way for way, (least, most) in ranges.items() if least <= low and high <= most), "array.clip(0, 1)")
+        fitting = [way for way, (least, most) in ranges.items() if least <= low and high <= most]
+        remedy = (*fitting, "array.clip(0, 1)")[0]
         raise ClipError(f"float frames from {low:g} to {high:g}: they must lie in [0, 1]; perhaps {remedy} is meant")
     return np.round(array.astype(np.float32) * 255).astype(np.uint8)
 
@@ -230,7 +230,7 @@ def fit_clip(
     multiple: int = 8,  # both sides are rounded to the nearest multiple of this
     min_size: int = 8,  # a side of the clip that is shorter is refused
 ) -> Clip:
-    "The clip at a size that a model takes, with the choice in `.fit`. Raises `ClipError` when there is too little of it."
+    "The clip at a size that a model takes, with the choice in `.fit`. Raises `ClipError` for one that is tiny."
     if size is not None and not _is_size(size):
         raise ClipError(f"size={size!r}: give height and width in pixels, such as (128, 128)")
     if min(clip.size) < min_size:
@@ -277,6 +277,7 @@ class _Probe:
     fps: Fraction  # frames per second
     duration: float  # seconds, of the longest stream; 0 if the file does not say
     first: float  # seconds until the first frame: in some files the sound begins earlier
+    size: tuple[int, int]  # height, width, upright and in square pixels
 
 # %% ../nbs/00_clip.ipynb #fff33d9c
 def _open_media(path: str | os.PathLike) -> str:
@@ -294,11 +295,14 @@ def _open_media(path: str | os.PathLike) -> str:
 def _probe(path: str) -> _Probe:
     "What a video file holds. Raises `ClipError` when it holds no frames."
     # V leaves out the cover picture that a music file may have
-    text = _ffmpeg("-i", path, "-map", "0:V:0", "-frames:v", "1", "-vf", "showinfo", "-f", "null", "-")
+    look = "scale=trunc(iw*sar+0.5):ih,setsar=1,showinfo"  # rotation is undone by ffmpeg, oblong pixels are not
+    text = _ffmpeg("-i", path, "-map", "0:V:0", "-frames:v", "1", "-vf", look, "-f", "null", "-")
     if "Input #0" not in text:
-        hint = ": its index is missing, as in a download that broke off" if "moov atom not found" in text else ""
+        broke_off = "moov atom not found" in text and "low score" not in text
+        hint = ": its index is missing, as in a download that broke off" if broke_off else ""
         raise ClipError(f"{path} is not a video that ffmpeg can read{hint}. Give a file that a player shows")
-    exact, first = re.search(r"frame_rate: (\d+)/(\d+)", text), re.search(r" n: *0 .*pts_time: *([\d.]+)", text)
+    exact = re.search(r"frame_rate: (\d+)/(\d+)", text)
+    first = re.search(r" n: *0 .*pts_time: *([\d.]+).* s:(\d+)x(\d+) ", text)
     if not exact or not first:
         only_sound = "Audio:" in text and "Video:" not in text
         found = "sound but no picture" if only_sound else "no frame that can be decoded"
@@ -310,35 +314,24 @@ def _probe(path: str) -> _Probe:
         fps = _rate(float(mean[1])) if mean and float(mean[1]) else Fraction(25)
     clock = re.search(r"Duration: (\d+):(\d+):([\d.]+)", text)
     duration = sum(float(part) * unit for part, unit in zip(clock.groups(), (3600, 60, 1))) if clock else 0.0
-    return _Probe(fps, duration, float(first[1]))
+    return _Probe(fps, duration, float(first[1]), (int(first[3]), int(first[2])))
 
 # %% ../nbs/00_clip.ipynb #a02f4af3
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    "Silences a logger: imageio_ffmpeg warns that a rotated clip has another size than its stream, which is meant here."
-    logger, level = logging.getLogger(name), logging.getLogger(name).level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _stream(path: str, start: float, fps: Fraction, count: int | None) -> Iterator[np.ndarray]:
-    "Upright frames `(h, w, 3)` at a constant rate, from `start` seconds on, at most `count`."
-    filters = f"scale=trunc(iw*sar+0.5):ih,setsar=1,fps={fps.numerator}/{fps.denominator}:start_time=0"
-    limit = [] if count is None else ["-frames:v", str(count)]
+def _stream(path: str, start: float, fps: Fraction, count: int | None, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    "Upright frames `(h, w, 3)` at a constant rate, from `start` seconds on, at most `count`, as they arrive."
+    height, width = size
+    filters = f"scale={width}:{height},setsar=1,fps={fps.numerator}/{fps.denominator}:start_time=0"
     seek = ["-ss", f"{start:.6f}"] if start else []
-    reader = imageio_ffmpeg.read_frames(path, input_params=seek, output_params=["-map", "0:V:0", "-vf", filters, *limit])
-    try:
-        with _quiet("imageio_ffmpeg"):
-            width, height = next(reader)["size"]
-        for data in reader:
-            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-    except (OSError, RuntimeError, IndexError) as error:
-        raise ClipError(f"{path} cannot be decoded: {str(error).strip().splitlines()[-1]}") from error
-    finally:
-        reader.close()
+    limit = [] if count is None else ["-frames:v", str(count)]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-nostdin", *seek, "-i", path, "-map", "0:V:0"]
+    command += ["-vf", filters, *limit, "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
+    # not imageio_ffmpeg.read_frames, which gives up when the first frame takes ten seconds, as on a busy machine
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        try:
+            while len(data := process.stdout.read(height * width * 3)) == height * width * 3:
+                yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+        finally:
+            process.kill()  # when the caller has seen enough; it has ended otherwise
 
 # %% ../nbs/00_clip.ipynb #1691dad6
 def _check_reading(start: Any, stop: Any, fps: Any, size: Any, max_frames: Any) -> None:
@@ -366,7 +359,7 @@ def _warn_if_broken(path: str, count: int, expected: int) -> None:
         message = f"{path} is damaged or incomplete: {count} of {expected} frames could be read, and are used"
         warnings.warn(message, UserWarning, stacklevel=3)
 
-
+# %% ../nbs/00_clip.ipynb #2b103b3c
 def read_clip(
     path: str | os.PathLike,  # a video file that ffmpeg can read
     start: float = 0.0,  # seconds from the beginning
@@ -376,7 +369,7 @@ def read_clip(
     max_frames: int | None = None,  # no more than this many
 ) -> Clip:
     """The frames of a video file, upright and at a constant rate, from the one shown at `start` on.
-    Raises `ClipError` when there is no such file, it is no video, or nothing lies in this span; warns when it is incomplete."""
+    Raises `ClipError` when there is no such file, it is no video or the span is empty. Warns when it is incomplete."""
     _check_reading(start, stop, fps, size, max_frames)
     path = _open_media(path)
     probe = _probe(path)
@@ -387,7 +380,7 @@ def read_clip(
     begin = probe.first + shown / probe.fps
     count = min((each for each in (max_frames, stop and max(1, round((stop - start) * rate))) if each), default=None)
     data, fit = bytearray(), None
-    for frame in _stream(path, float(begin), rate, count):
+    for frame in _stream(path, float(begin), rate, count, probe.size):
         if size is not None:
             fit = fit or _plan_fit(frame.shape[:2], size)
             frame = _apply_fit(frame, fit)
@@ -395,7 +388,7 @@ def read_clip(
         shape = frame.shape
     if not data:
         raise ClipError(f"start={start:g}: no frame of {path} could be read from there on; start earlier")
-    frames = np.frombuffer(data, np.uint8).reshape(-1, *shape)
+    frames = np.frombuffer(data, np.uint8).reshape(-1, *shape)  # no copy: a clip may fill half of the memory
     expected = round((min(stop or math.inf, probe.duration) - begin) * rate)
     _warn_if_broken(path, len(frames), min(expected, count or expected))
     return Clip(frames, float(rate), path, float(begin), fit)
@@ -451,7 +444,7 @@ def _audio_for(clip: Clip, path: str | os.PathLike | None) -> str | None:
     cut = ["-ss", f"{clip.start:.6f}", "-i", path, "-map", "0:a:0", "-frames:a", "1", "-f", "null", "-"]
     return path if "Audio:" in text and re.search(r"audio:[1-9]", _ffmpeg(*cut)) else None
 
-
+# %% ../nbs/00_clip.ipynb #54140e03
 def write_clip(
     path: str | os.PathLike,  # ends in .mp4, or .gif (without sound, times rounded to 1/100 s)
     clip: Clip,  # what to write
@@ -511,9 +504,11 @@ def contact_sheet(
 ) -> Image.Image:
     "A picture with a row of frames for each clip."
     if not clips or any(clip.size != clips[0].size for clip in clips):
-        raise ClipError(f"contact_sheet: give clips of one size (fit_clip), not {', '.join(map(repr, clips)) or 'none'}")
+        found = ", ".join(map(repr, clips)) or "none"
+        raise ClipError(f"contact_sheet: give clips of one size (fit_clip), not {found}")
     if columns < 1 or (labels is not None and len(labels) != len(clips)):
-        raise ClipError(f"contact_sheet: columns={columns} must be 1 or more, labels={labels} one a clip ({len(clips)})")
+        problem = f"columns={columns} must be 1 or more, and labels={labels} one for each of {len(clips)} clips"
+        raise ClipError(f"contact_sheet: {problem}")
     (height, width), gap = clips[0].size, max(2, clips[0].size[1] // 40)
     columns = min(columns, max(map(len, clips)))
     margin = max(width, 90) if labels else 0

@@ -80,7 +80,7 @@ class EditConfig:
 
     @classmethod
     def published(cls, prompt: str, **changes) -> "EditConfig":
-        "The authors' program: 500 inversion steps, their propagation rule, their start noise, no source prompt in the source branch's way."
+        "The authors' program: 500 inversion steps, its propagation rule, its start noise, its keyframe interval."
         return cls(prompt, **dict(rule="published", inversion_steps=500, remeasure=True, guidance_scale=7.5, keyframe_interval=8) | changes)
 
 

@@ -110,7 +110,9 @@ class NoiseSchedule:
         if not isinstance(steps, int) or isinstance(steps, bool) or not 2 <= steps <= most:
             raise ModelError(f"{argument}={steps!r}: give a whole number from 2 to {most}, the length of the model's schedule")
         self.scheduler.set_timesteps(steps)
-        return [min(int(t), most - 1) for t in self.scheduler.timesteps]
+        timesteps = [int(t) for t in self.scheduler.timesteps]
+        beyond = max(0, timesteps[0] - (most - 1))  # with all 1000 steps the scheduler's offset of 1 leads past the end
+        return [timestep - beyond for timestep in timesteps]
 
     def level(self, timestep: int | None) -> float:
         "ᾱ at a timestep; at `None`, below the last one, the scheduler's `final_alpha_cumprod`."
