@@ -227,7 +227,7 @@ def test_demo_writes_its_four_files_and_three_lines_of_figures(run, cache, tmp_p
     assert "a gold star on grass" in json.dumps(json.loads((folder / "run.json").read_text()))
     lines = out.strip().splitlines()
     assert len(lines) == 7 and all(line.startswith("wrote ") for line in lines[:4])
-    assert [line.split()[0] for line in lines[4:]] == ["object", "background", "time"]
+    assert [line.split()[0] for line in lines[4:]] == ["object", "background", "consistency"]
 
 
 def test_edit_of_a_file(run, cache, clip_file, tmp_path):
