@@ -373,7 +373,9 @@ def test_of_a_truncated_file_what_decodes_is_used(tmp_path, video, kind):
         clip = read_clip(cut)
     [message] = [str(warning.message) for warning in caught if warning.category is UserWarning]
     assert 2 <= len(clip) < 20 and f"{len(clip)} of 20" in message
-    assert np.array_equal(clip.frames, read_clip(whole).frames[: len(clip)])
+    intact, sure = read_clip(whole).frames[: len(clip)], len(clip) - 4
+    assert np.array_equal(clip.frames[:sure], intact[:sure])
+    assert difference(clip.frames, intact) < 3  # the cut goes through a packet, and ffmpeg conceals what that lacks
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(read_clip(cut, max_frames=2)) == 2
