@@ -204,6 +204,13 @@ def test_edit_video_writes_a_playable_file_and_its_record(model, store, clip, tm
     assert set(record["timings"]) == {"read", "load", "invert", "edit", "decode"}
 
 
+def test_a_file_gets_its_record_beside_it(model, store, clip, tmp_path):
+    options = dict(model=model, num_inference_steps=2, size=(64, 64), store=store, progress=False)
+    edit_video(clip, "a gold star", out=tmp_path / "new" / "gold.mp4", **options)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["gold.json", "gold.mp4"]
+    assert json.loads((tmp_path / "new" / "gold.json").read_text())["clip"]["frames"] == 5
+
+
 def test_a_record_is_enough_to_make_the_clip_again(model, store, clip):
     first = edit_video(clip, "a gold star on grass", model=model, num_inference_steps=2, size=(64, 64), store=store, progress=False)
     config = first.record()["config"]

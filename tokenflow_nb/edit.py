@@ -388,20 +388,21 @@ class EditResult:
 
     def record(self) -> dict:
         "What `run.json` holds: enough to make the clip again."
-        versions = {name: version(name) for name in ("torch", "diffusers", "transformers")} | {"tokenflow_nb": __version__}
+        packages = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+        clip = dict(source=self.source.source, start=self.source.start, fps=self.source.fps, frames=len(self.source))
+        clip |= dict(size=list(self.source.size), fit=str(self.source.fit or "unchanged"), edited_size=list(self.edited.size))
         return dict(
-            config=asdict(self.config), model=self.model, source=self.source.source, fit=str(self.source.fit or "unchanged"),
-            frames=len(self.edited), fps=self.edited.fps, size=list(self.edited.size), timings=self.timings, metrics=self.metrics,
-            versions=versions | {"python": platform.python_version()}, machine=platform.machine(),
+            config=asdict(self.config), model=self.model, clip=clip, timings=self.timings, metrics=self.metrics,
+            versions=packages | dict(tokenflow_nb=__version__, python=platform.python_version()), machine=platform.machine(),
         )
 
-    def save(self, folder: str | Path) -> Path:
-        "Writes `edited.mp4` (with the source's sound, if it has any) and `run.json` into a folder."
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_clip(folder / "edited.mp4", self.edited, audio_from=self.source.source)
-        _write_json(folder / "run.json", self.record())
-        return folder
+    def save(self, out: str | Path) -> Path:
+        "Writes clip (with the source's sound, if it has any) and record: `edited.mp4` and `run.json` in a folder, or `x.mp4` and `x.json`."
+        out = _target(out)
+        clip, record = (out, out.with_suffix(".json")) if out.suffix else (out / "edited.mp4", out / "run.json")
+        write_clip(clip, self.edited, audio_from=self.source.source)
+        _write_json(record, self.record())
+        return out
 
 
 def _write_json(path: Path, value: dict):
@@ -414,7 +415,7 @@ def _target(out: str | Path | None) -> Path | None:
     "Checks where the result shall go before any work: an .mp4 or .gif file, or a folder."
     if out is None:
         return None
-    out = Path(out)
+    out = Path(out).expanduser()
     if out.suffix not in ("", ".mp4", ".gif"):
         raise ValueError(f"out={str(out)!r}: give a file ending in .mp4 or .gif, or a folder")
     if out.suffix == "" and out.is_file():
@@ -474,7 +475,7 @@ def edit_video(
     settings = replace(settings, guidance_scale=edit.guidance_scale, keyframe_interval=edit.interval)
     result = EditResult(edited, clip, settings, about, timings)
     if target is not None:
-        result.save(target) if target.suffix == "" else write_clip(target, edited, audio_from=clip.source)
+        result.save(target)
     return result
 
 
