@@ -137,11 +137,13 @@ class Recipe:
     @classmethod
     def tiny(cls, **changes) -> "Recipe":
         "A recipe that runs through all stages in seconds, to test them; its model paints nothing."
-        few = dict(text_captions=64, text_batch=16, text_budget=Budget(steps=20), vae_batch=4, vae_budget=Budget(steps=4))
-        few |= dict(vision_batch=12, vision_alike=4, vision_budget=Budget(steps=4), batch=(4, 4), cuda_batch=4, budget=Budget(steps=4))
-        narrow = dict(text_width=32, text_inner=32, text_layers=1, vision_width=32, vision_inner=32, vision_layers=1, vision_size=32)
-        narrow |= dict(vae_widths=(8, 8, 16), vae_groups=8, widths=(16, 16, 32, 32), groups=8)
-        return cls(**(dict(pictures=12, size=64, window=16) | few | narrow | changes))
+        few = dict(pictures=12, text_captions=64, text_batch=16, vae_batch=4, vision_batch=12, vision_alike=4)
+        few |= dict(batch=(4, 4), cuda_batch=4, text_budget=Budget(steps=20))
+        few |= dict.fromkeys(("vae_budget", "vision_budget", "budget"), Budget(steps=4))
+        small = dict(size=64, text_width=32, text_inner=32, text_layers=1, vae_widths=(8, 8, 16), vae_groups=8)
+        small |= dict(vision_size=32, vision_width=32, vision_inner=32, vision_layers=1)
+        small |= dict(widths=(16, 16, 32, 32), groups=8)
+        return cls(**(few | small | changes))
 
 # %% ../../nbs/toy/01_train.ipynb #db67584a
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class Run:
         return path
 
     def rng(self, *key: str | int) -> np.random.Generator:
-        "Random numbers that belong to a stage, picture, step or process, so that a resumed run draws what it would have drawn."
+        "Random numbers of a stage, picture, step or process: a resumed run draws what it would have drawn."
         numbers = [int.from_bytes(part.encode()) if isinstance(part, str) else part for part in key]
         return np.random.default_rng([self.recipe.seed, *numbers])
 
@@ -174,17 +176,19 @@ class Run:
 # %% ../../nbs/toy/01_train.ipynb #cb7ea7c3
 def check_recipe(run: Run) -> None:
     "Writes the recipe into the folder, or raises `ValueError` with what differs from the one that is there."
-    kept = {name: value for name, value in dataclasses.asdict(run.recipe).items() if "budget" not in name and "checkpoint" not in name}
-    kept = json.loads(json.dumps(kept | {"init": run.init and str(run.init)}))
+    free = {name for name in Recipe.__dataclass_fields__ if "budget" in name or "checkpoint" in name}
+    asked = {name: value for name, value in dataclasses.asdict(run.recipe).items() if name not in free}
+    asked = json.loads(json.dumps(asked | {"init": run.init and str(run.init)}))
     run.folder.mkdir(parents=True, exist_ok=True)
     path = run.folder / "recipe.json"
     if not path.exists():
         with _replacing(path) as new:
-            new.write_text(json.dumps(kept, indent=1))
+            new.write_text(json.dumps(asked, indent=1))
     there = json.loads(path.read_text())
-    different = [f"{name}: {there.get(name)!r} there, {kept.get(name)!r} asked" for name in there | kept if there.get(name) != kept.get(name)]
+    different = [name for name in there | asked if there.get(name) != asked.get(name)]
     if different:
-        raise ValueError(f"{run.folder} was begun with another recipe ({'; '.join(different)}): give another --folder, or remove it")
+        says = "; ".join(f"{name}: {there.get(name)!r} there, {asked.get(name)!r} asked" for name in different)
+        raise ValueError(f"{run.folder} was begun with another recipe ({says}): give another --folder, or remove it")
 
 
 @contextmanager
@@ -197,9 +201,9 @@ def _replacing(path: Path) -> Iterator[Path]:
 # %% ../../nbs/toy/01_train.ipynb #bcbcdc30
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], **facts: float) -> None:
     "Writes tensors, and facts about them, as one file, whole or not at all."
-    tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     with _replacing(path) as new:
-        save_file(tensors, new, {name: json.dumps(value) for name, value in facts.items()})
+        save_file(own, new, {name: json.dumps(value) for name, value in facts.items()})
 
 
 def read_facts(path: Path) -> dict[str, float]:
@@ -217,7 +221,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> torch.nn.Module:
     return model
 
 # %% ../../nbs/toy/01_train.ipynb #2f2032da
-_COLUMNS = ("stage", "step", "seconds", "loss", "word", "caption", "l1", "l2", "kl", "psnr", "contrastive", "mask", "accuracy", "x0_error")
+_COLUMNS = tuple("stage step seconds loss word caption l1 l2 kl psnr contrastive mask accuracy x0_error".split())
 
 
 class Log:
@@ -233,7 +237,7 @@ class Log:
         self.terms: dict[str, list] = {}
 
     def add(self, step: int, seconds: float, **terms: torch.Tensor | float) -> None:
-        "Notes the terms of a finished step; writes a line when it is time. Terms may be NaN where there was nothing to measure."
+        "Notes the terms of a finished step, NaN where there was nothing to measure; writes a line when it is time."
         for name, value in terms.items():
             self.terms.setdefault(name, []).append(value.detach() if isinstance(value, torch.Tensor) else value)
         if step % self.every == 0:
@@ -243,8 +247,9 @@ class Log:
         "Writes the means of what was noted."
         if not self.terms:
             return
-        means = {name: torch.tensor([float(value) for value in values]).nanmean().item() for name, values in self.terms.items()}
-        row = dict(stage=self.stage, step=step, seconds=round(seconds, 1)) | {name: f"{mean:.5g}" for name, mean in means.items()}
+        row = dict(stage=self.stage, step=step, seconds=round(seconds, 1))
+        for name, values in self.terms.items():
+            row[name] = f"{torch.tensor([float(value) for value in values]).nanmean():.5g}"
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:
             table = csv.DictWriter(file, _COLUMNS)
@@ -269,7 +274,7 @@ def steps(
 
 
 def warm_cosine(step: int, used: float, warm: int, flat: float = 0.0, floor: float = 0.02) -> float:
-    "A factor for the learning rate: up over `warm` steps, level to the share `flat`, then down half a cosine to `floor`."
+    "A factor for the learning rate: up over `warm` steps, level to the share `flat`, down half a cosine to `floor`."
     falling = max(0.0, (used - flat) / (1 - flat))
     return min(1.0, (step + 1) / warm) * (0.5 * (1 + math.cos(math.pi * falling)) * (1 - floor) + floor)
 
@@ -357,7 +362,7 @@ def _apply_merges(word: str, rank: dict[tuple[str, str], int]) -> list[str]:
 
 
 def merges_for(words: list[str]) -> list[tuple[str, str]]:
-    "The merges, in order, that make one token of each word. Raises `ValueError` when a later word undoes an earlier one."
+    "The merges, in order, that make one token of each word. Raises `ValueError` when a later word breaks an earlier."
     rank: dict[tuple[str, str], int] = {}
     for word in words:
         while len(pieces := _apply_merges(word, rank)) > 1:
@@ -375,10 +380,11 @@ def make_tokenizer(run: Run) -> None:
         CLIPTokenizer.from_pretrained(run.init / "tokenizer").save_pretrained(_fresh(folder))
     else:
         merges, symbols = merges_for(_WORDS), byte_symbols()
-        vocabulary = dict.fromkeys([*symbols, *(f"{symbol}</w>" for symbol in symbols), *map("".join, merges), _START, _END])
+        ends = [f"{symbol}</w>" for symbol in symbols]
+        vocabulary = dict.fromkeys([*symbols, *ends, *map("".join, merges), _START, _END])
         new = _fresh(folder)
-        special = dict(bos_token=_START, eos_token=_END, unk_token=_END, pad_token=_END)
-        config = special | dict(tokenizer_class="CLIPTokenizer", model_max_length=run.recipe.window, do_lower_case=True, errors="replace")
+        config = dict(tokenizer_class="CLIPTokenizer", model_max_length=run.recipe.window, do_lower_case=True)
+        config |= dict(errors="replace", bos_token=_START, eos_token=_END, unk_token=_END, pad_token=_END)
         (new / "vocab.json").write_text(json.dumps({token: place for place, token in enumerate(vocabulary)}))
         (new / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n", encoding="utf-8")
         (new / "tokenizer_config.json").write_text(json.dumps(config))
@@ -400,21 +406,23 @@ def load_tokenizer(run: Run) -> CLIPTokenizer:
 
 def token_ids(run: Run, texts: list[str]) -> torch.Tensor:  # (n, window)
     "The tokens of texts, cut or padded to the window."
-    padded = load_tokenizer(run)(texts, padding="max_length", truncation=True, max_length=run.recipe.window, return_tensors="pt")
-    return padded.input_ids
+    options = dict(padding="max_length", truncation=True, max_length=run.recipe.window, return_tensors="pt")
+    return load_tokenizer(run)(texts, **options).input_ids
 
 # %% ../../nbs/toy/01_train.ipynb #a7467d4a
 def make_clip(run: Run) -> CLIPModel:
     "Text and vision tower with random weights."
     recipe, tokenizer = run.recipe, load_tokenizer(run)
-    special = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id)
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=recipe.text_width, intermediate_size=recipe.text_inner, num_hidden_layers=recipe.text_layers,
-        num_attention_heads=recipe.text_heads, max_position_embeddings=recipe.window, projection_dim=recipe.projection, **special,
+        vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id, max_position_embeddings=recipe.window, projection_dim=recipe.projection,
+        hidden_size=recipe.text_width, intermediate_size=recipe.text_inner, num_hidden_layers=recipe.text_layers,
+        num_attention_heads=recipe.text_heads,
     )
     vision = CLIPVisionConfig(
+        image_size=recipe.vision_size, patch_size=recipe.vision_patch, projection_dim=recipe.projection,
         hidden_size=recipe.vision_width, intermediate_size=recipe.vision_inner, num_hidden_layers=recipe.vision_layers,
-        num_attention_heads=recipe.vision_heads, image_size=recipe.vision_size, patch_size=recipe.vision_patch, projection_dim=recipe.projection,
+        num_attention_heads=recipe.vision_heads,
     )
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=recipe.projection)
     with _seeded(recipe):
@@ -441,8 +449,9 @@ def make_vae(recipe: Recipe) -> AutoencoderKL:
     with _seeded(recipe):
         return AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=recipe.vae_widths, layers_per_block=1, latent_channels=recipe.latent_channels,
-            norm_num_groups=recipe.vae_groups, sample_size=recipe.size, scaling_factor=recipe.scaling_factor, mid_block_add_attention=False,
+            block_out_channels=recipe.vae_widths, norm_num_groups=recipe.vae_groups, layers_per_block=1,
+            latent_channels=recipe.latent_channels, sample_size=recipe.size, scaling_factor=recipe.scaling_factor,
+            mid_block_add_attention=False,
         )
 
 
@@ -450,18 +459,19 @@ def make_unet(recipe: Recipe) -> UNet2DConditionModel:
     "The UNet with random weights."
     with _seeded(recipe):
         return UNet2DConditionModel(
-            sample_size=recipe.size // 4, in_channels=recipe.latent_channels, out_channels=recipe.latent_channels, layers_per_block=2,
-            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-            block_out_channels=recipe.widths, cross_attention_dim=recipe.text_width, attention_head_dim=recipe.heads,
-            norm_num_groups=recipe.groups,
+            sample_size=recipe.size // 4, in_channels=recipe.latent_channels, out_channels=recipe.latent_channels,
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+            block_out_channels=recipe.widths, norm_num_groups=recipe.groups, layers_per_block=2,
+            cross_attention_dim=recipe.text_width, attention_head_dim=recipe.heads,
         )
 
 
 def make_scheduler(recipe: Recipe) -> DDIMScheduler:
     "SD's noise schedule."
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-        prediction_type=recipe.prediction_type,
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=recipe.prediction_type,
+        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
     )
 
 # %% ../../nbs/toy/01_train.ipynb #40bc37ce
@@ -480,23 +490,22 @@ _SAME_PLACE = {
 
 def random_caption(rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:
     "A caption, half of the time in the world's own words, and the names of what it says."
-    shape, material, place = (
-        str(rng.choice(names)) if rng.random() < share else "" for names, share in ((SHAPES, 0.92), (MATERIALS, 0.92), (tuple(BACKGROUNDS), 0.9))
-    )
+    kinds = ((SHAPES, 0.92), (MATERIALS, 0.92), (tuple(BACKGROUNDS), 0.9))
+    shape, material, place = (str(rng.choice(names)) if rng.random() < share else "" for names, share in kinds)
     said = tuple(filter(None, (shape, material, place)))
     if not said:
         return "", ()
     own = rng.random() < 0.5
-    words = [str(rng.choice(["a photo of", "a picture of", "a video of", "a clip of"]))] if not own and rng.random() < 0.3 else []
-    if shape or material:
-        words.append("the" if not own and rng.random() < 0.2 else "a")
-    if material:
-        same = _SAME_MATERIAL.get(material, (material,))
-        words.append(same[0] if own else str(rng.choice(same)))
-    words.append(shape or (str(rng.choice(["object", "wolf", "cat", ""])) if material else ""))
-    if place:
-        words.append(_SAME_PLACE[place][0] if own else str(rng.choice(_SAME_PLACE[place])))
-    return " ".join(filter(None, words)), said
+
+    def pick(*words: str) -> str:
+        return words[0] if own else str(rng.choice(words))
+
+    opening = pick("a photo of", "a picture of", "a video of", "a clip of") if not own and rng.random() < 0.3 else ""
+    article = pick("a", "a", "a", "a", "the") if shape or material else ""
+    noun = shape or (str(rng.choice(["object", "wolf", "cat", ""])) if material else "")
+    colour = pick(*_SAME_MATERIAL.get(material, (material,)))
+    where = pick(*_SAME_PLACE[place]) if place else ""
+    return " ".join(filter(None, (opening, article, colour, noun, where))), said
 
 # %% ../../nbs/toy/01_train.ipynb #a9a13b44
 def caption_codes(
@@ -521,15 +530,16 @@ def text_loss(
     is_word = (ids != end).float()
     word = F.cross_entropy(words.transpose(1, 2), ids, reduction="none")
     caption = (states - codes[:, None]).square().mean(-1)
-    return dict(word=(word * is_word).sum() / is_word.sum(), caption=(caption * (1 - is_word)).sum() / (1 - is_word).sum())
+    is_end = 1 - is_word
+    return dict(word=(word * is_word).sum() / is_word.sum(), caption=(caption * is_end).sum() / is_end.sum())
 
 # %% ../../nbs/toy/01_train.ipynb #94ff8d35
 def train_text(run: Run) -> None:
-    "Writes `text.safetensors`: a CLIP whose text tower is trained. With `init`, that folder's, since its UNet knows no other."
-    recipe = run.recipe
+    "Writes `text.safetensors`: a CLIP whose text tower is trained, or `init`'s, since its UNet knows no other."
+    recipe, clip, log = run.recipe, make_clip(run).to(run.device), Log(run, "text", every=100)
     if run.init:
-        return save_tensors(run.folder / "text.safetensors", load_weights(make_clip(run), run.init / "clip_model" / "model.safetensors").state_dict())
-    clip, log = make_clip(run).to(run.device), Log(run, "text", every=100)
+        load_weights(clip, run.init / "clip_model" / "model.safetensors")
+        return save_tensors(run.folder / "text.safetensors", clip.state_dict())
     end = clip.config.text_config.eos_token_id
     rng = run.rng("captions")
     texts, said = zip(*(random_caption(rng) for _ in range(recipe.text_captions)))
@@ -551,14 +561,19 @@ def train_text(run: Run) -> None:
 # %% ../../nbs/toy/01_train.ipynb #ab59a4f7
 def to_pixels(frames: np.ndarray, device: str = "cpu") -> torch.Tensor:  # (b, 3, h, w) in [-1, 1]
     "uint8 pictures (b, h, w, 3) as the VAE reads them."
-    return torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2)
+    return pixels.float().contiguous() / 127.5 - 1
 
 
-def random_crops(frames: np.ndarray, side: int, count: int, rng: np.random.Generator) -> np.ndarray:  # (count, side, side, 3)
+def random_crops(
+    frames: np.ndarray,  # (n, h, w, 3)
+    side: int,
+    count: int,
+    rng: np.random.Generator,
+) -> np.ndarray:  # (count, side, side, 3)
     "Squares cut from random pictures, half of the time mirrored."
-    last = frames.shape[1] - side
-    corners = zip(rng.integers(len(frames), size=count), rng.integers(last + 1, size=count), rng.integers(last + 1, size=count))
-    crops = np.stack([frames[index, top:top + side, left:left + side] for index, top, left in corners])
+    places = rng.integers((len(frames), frames.shape[1] - side + 1, frames.shape[2] - side + 1), size=(count, 3))
+    crops = np.stack([frames[index, top:top + side, left:left + side] for index, top, left in places])
     return crops[:, :, ::-1] if rng.random() < 0.5 else crops
 
 
@@ -580,7 +595,7 @@ def fold_statistics(
     vae: AutoencoderKL,  # changed in place
     pixels: torch.Tensor,  # (n, 3, h, w) of typical pictures
 ) -> None:
-    "Gives each latent channel mean 0 and deviation 1 / scaling_factor, by the VAE's 1×1 convolutions; decoding undoes it."
+    "Gives latent channels mean 0 and deviation 1 / scaling_factor, by the VAE's 1×1 convolutions; decoding undoes it."
     latents = torch.cat([vae.encode(part).latent_dist.mode() for part in pixels.split(16)])
     mean, scale = latents.mean((0, 2, 3)), latents.std((0, 2, 3)) * vae.config.scaling_factor
     into, out, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
@@ -594,8 +609,8 @@ def fold_statistics(
 @torch.no_grad()
 def vae_psnr(vae: AutoencoderKL, pixels: torch.Tensor) -> float:
     "Mean over pictures of the peak signal-to-noise ratio, in dB, after encoding and decoding."
-    restored = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in pixels.split(16)]).clamp(-1, 1)
-    return (-10 * ((restored - pixels) / 2).square().mean((1, 2, 3)).log10()).mean().item()
+    restored = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in pixels.split(16)])
+    return (-10 * ((restored.clamp(-1, 1) - pixels) / 2).square().mean((1, 2, 3)).log10()).mean().item()
 
 # %% ../../nbs/toy/01_train.ipynb #5c3d0d5d
 def _vae_step(run: Run, vae: AutoencoderKL, frames: np.ndarray, step: int, used: float) -> tuple[torch.Tensor, dict]:
@@ -615,7 +630,7 @@ def _vae_step(run: Run, vae: AutoencoderKL, frames: np.ndarray, step: int, used:
 
 
 def train_vae(run: Run) -> None:
-    "Writes `vae.safetensors`: an autoencoder whose latents are normalised. With `init`, that folder's, since its UNet knows no other."
+    "Writes `vae.safetensors`: an autoencoder whose latents are normalised, or `init`'s, since its UNet knows no other."
     recipe, vae = run.recipe, make_vae(run.recipe).to(run.device)
     if run.init:
         load_weights(vae, run.init / "vae" / "diffusion_pytorch_model.safetensors")
@@ -631,7 +646,8 @@ def train_vae(run: Run) -> None:
     with torch.no_grad():
         torch._foreach_copy_(weights, average)
     fold_statistics(vae, to_pixels(frames[:256], run.device))
-    unseen = np.stack([paint(scene(run, recipe.pictures + index), recipe.size) for index in range(min(64, recipe.pictures))])
+    unseen = recipe.pictures + np.arange(min(64, recipe.pictures))
+    unseen = np.stack([paint(scene(run, int(index)), recipe.size) for index in unseen])
     log.add(step + 1, seconds, psnr=vae_psnr(vae, to_pixels(unseen, run.device)))
     log.write(step + 1, seconds)
     save_tensors(run.folder / "vae.safetensors", vae.state_dict())
@@ -687,7 +703,8 @@ def contrastive_loss(
     target = F.one_hot(which, len(texts)).float().T
     target = target / target.sum(1, keepdim=True)
     back = -(target * F.log_softmax(scores.T, 1)).sum(1).mean()
-    return dict(contrastive=(F.cross_entropy(scores, which) + back) / 2, accuracy=(scores.argmax(1) == which).float().mean())
+    right = (scores.argmax(1) == which).float().mean()
+    return dict(contrastive=(F.cross_entropy(scores, which) + back) / 2, accuracy=right)
 
 
 def vision_input(frames: np.ndarray, size: int, random: torch.Generator) -> torch.Tensor:  # (b, 3, size, size)
@@ -731,7 +748,8 @@ def _vision_optimizer(run: Run, clip: CLIPModel, head: torch.nn.Module) -> torch
 def train_vision(run: Run) -> None:
     "Writes `vision.safetensors`: the CLIP with both towers trained."
     recipe, clip, log = run.recipe, load_clip(run), Log(run, "vision")
-    frames, cells, scenes = pictures(run, recipe.size), masks(run), [scene(run, index) for index in range(recipe.pictures)]
+    frames, cells = pictures(run, recipe.size), masks(run)
+    scenes = [scene(run, index) for index in range(recipe.pictures)]
     groups = {easy: look_alikes(scenes, easy) for easy in (False, True)}
     texts, captions = np.unique([each.caption for each in scenes], return_inverse=True)
     embeddings = caption_embeddings(run, clip, texts.tolist())
@@ -740,26 +758,39 @@ def train_vision(run: Run) -> None:
     optimizer = _vision_optimizer(run, clip, head)
     for step, used, seconds in steps(recipe.vision_budget):
         rows = _vision_rows(run, groups, step, used)
-        occurring, which = (torch.from_numpy(each).to(run.device) for each in np.unique(captions[rows], return_inverse=True))
         pixels = vision_input(frames[rows], recipe.vision_size, run.generator("vision", step)).to(run.device)
-        with torch.autocast(torch.device(run.device).type, torch.bfloat16):
-            seen = clip.vision_model(pixel_values=pixels)
-            vectors, drawn = clip.visual_projection(seen.pooler_output), head(seen.last_hidden_state[:, 1:])
-        scale = clip.logit_scale.exp().clamp(max=60)
-        terms = contrastive_loss(F.normalize(vectors.float(), dim=-1), embeddings[occurring], which, scale)
-        terms["mask"] = F.binary_cross_entropy_with_logits(drawn.float(), torch.from_numpy(cells[rows]).to(run.device).float())
+        occurring, which = np.unique(captions[rows], return_inverse=True)
+        terms = _vision_terms(clip, head, pixels, embeddings[occurring], which, cells[rows])
         loss = terms["contrastive"] + recipe.vision_mask_weight * terms["mask"]
         _descend(optimizer, loss, recipe.vision_rate * warm_cosine(step, used, warm=60), recipe.clip_norm)
         log.add(step + 1, seconds, loss=loss, **terms)
     log.write(step + 1, seconds)
     save_tensors(run.folder / "vision.safetensors", clip.state_dict())
 
+
+def _vision_terms(
+    clip: CLIPModel,
+    head: torch.nn.Module,  # from a patch's state to its cells
+    pixels: torch.Tensor,  # (b, 3, h, w)
+    texts: torch.Tensor,  # (u, projection)
+    which: np.ndarray,  # (b,) the caption of each picture
+    cells: np.ndarray,  # (b, patches, 16) bool
+) -> dict[str, torch.Tensor]:
+    "The terms of the loss on a batch."
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        seen = clip.vision_model(pixel_values=pixels)
+        vectors, drawn = clip.visual_projection(seen.pooler_output), head(seen.last_hidden_state[:, 1:])
+    which, cells = (torch.from_numpy(each).to(pixels.device) for each in (which, cells))
+    terms = contrastive_loss(F.normalize(vectors.float(), dim=-1), texts, which, clip.logit_scale.exp().clamp(max=60))
+    return terms | dict(mask=F.binary_cross_entropy_with_logits(drawn.float(), cells.float()))
+
 # %% ../../nbs/toy/01_train.ipynb #0f163694
 def draw_timesteps(count: int, recipe: Recipe, random: torch.Generator) -> torch.Tensor:  # (count,) int64
-    "Timesteps 0 to 999 in random order: an even spread over quantiles, of which `low_noise_share` lie below `low_noise_steps`."
+    "Timesteps 0 to 999 in random order, evenly spread: a share `low_noise_share` of them below `low_noise_steps`."
     quantile = (torch.arange(count) + torch.rand(count, generator=random)) / count
     share, edge = recipe.low_noise_share, recipe.low_noise_steps
-    times = torch.where(quantile < share, quantile / share * edge, edge + (quantile - share) / (1 - share) * (1000 - edge))
+    low, high = quantile / share * edge, edge + (quantile - share) / (1 - share) * (1000 - edge)
+    times = torch.where(quantile < share, low, high)
     return times.long().clamp(0, 999)[torch.randperm(count, generator=random)]
 
 
@@ -784,7 +815,8 @@ def diffusion_loss(
 def caption_variants(scene: Scene) -> list[str]:
     "The caption, then the caption without background, without material, without shape."
     place = BACKGROUNDS[scene.background]
-    return [scene.caption, f"a {scene.material} {scene.shape}", f"a {scene.shape} {place}", f"a {scene.material} object {place}"]
+    partial = f"a {scene.material} {scene.shape}", f"a {scene.shape} {place}", f"a {scene.material} object {place}"
+    return [scene.caption, *partial]
 
 
 class Captions:
@@ -795,10 +827,11 @@ class Captions:
         texts = ["", *sorted({text for each in variants for text in each})]
         place = {text: index for index, text in enumerate(texts)}
         self.recipe = run.recipe
-        self.table = torch.tensor([[place[text] for text in each] for each in variants])  # (pictures, 4) rows of `states`
+        # (pictures, 4) rows of `states`, and (texts, window, width)
+        self.table = torch.tensor([[place[text] for text in each] for each in variants])
         with torch.no_grad():
             ids, tower = token_ids(run, texts).to(run.device), load_clip(run).text_model
-            self.states = torch.cat([tower(input_ids=part).last_hidden_state for part in ids.split(256)])  # (texts, window, width)
+            self.states = torch.cat([tower(input_ids=part).last_hidden_state for part in ids.split(256)])
 
     def draw(self, rows: torch.Tensor, random: torch.Generator) -> torch.Tensor:  # (b, window, width)
         "A caption for each picture: mostly whole, sometimes partial, sometimes none."
@@ -810,7 +843,7 @@ class Captions:
 
 # %% ../../nbs/toy/01_train.ipynb #c3b6dae7
 class ThinnedAttention:
-    "Plain attention, except that self-attention over `tokens` tokens sees a random quarter of its keys while `thin` is set."
+    "Plain attention, but while `thin` is set, self-attention over `tokens` tokens sees a random quarter of its keys."
 
     def __init__(
         self,
@@ -851,7 +884,8 @@ class UNetTraining:
         self.weights = list(unet.to(torch.bfloat16).parameters())
         cross = [weight for name, weight in zip(self.names, self.master) if "attn2" in name]
         others = [weight for name, weight in zip(self.names, self.master) if "attn2" not in name]
-        groups = [dict(params=others, weight_decay=0.005), dict(params=cross, weight_decay=0.0, times=recipe.cross_attention_rate)]
+        groups = [dict(params=others, times=1.0, weight_decay=0.005)]
+        groups += [dict(params=cross, times=recipe.cross_attention_rate, weight_decay=0.0)]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
         unet.set_attn_processor(self.attention)
 
@@ -862,11 +896,13 @@ class UNetTraining:
         if processes > 1:
             dist.all_reduce(gradient)
             gradient /= processes
-        for master, weight, part in zip(self.master, self.weights, gradient.split([each.numel() for each in self.weights])):
+        parts = gradient.split([weight.numel() for weight in self.weights])
+        for master, weight, part in zip(self.master, self.weights, parts):
             master.grad, weight.grad = part.view_as(master), None
         torch.nn.utils.clip_grad_norm_(self.master, self.recipe.clip_norm)
+        rate = self.recipe.rate * warm_cosine(step, used, warm=80, flat=self.recipe.flat_share)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate * warm_cosine(step, used, warm=80, flat=self.recipe.flat_share) * group.get("times", 1)
+            group["lr"] = rate * group["times"]
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_copy_(self.weights, self.master)
@@ -882,7 +918,8 @@ def save_checkpoint(path: Path, training: UNetTraining, step: int, seconds: floa
     moments = [training.optimizer.state[weight] for weight in training.master]
     columns = dict(master=training.master, average=training.average)
     columns |= {moment: [state[moment] for state in moments] for moment in ("exp_avg", "exp_avg_sq") if all(moments)}
-    tensors = {f"{column}.{name}": tensor for column, each in columns.items() for name, tensor in zip(training.names, each)}
+    named = {column: zip(training.names, tensors) for column, tensors in columns.items()}
+    tensors = {f"{column}.{name}": tensor for column, pairs in named.items() for name, tensor in pairs}
     save_tensors(path, tensors, step=step, seconds=seconds)
 
 
@@ -897,8 +934,9 @@ def load_checkpoint(path: Path, training: UNetTraining) -> tuple[int, float]:
         average.copy_(tensors[f"average.{name}"])
         weight.copy_(master)
         if f"exp_avg.{name}" in tensors:
-            moments = {moment: tensors[f"{moment}.{name}"] for moment in ("exp_avg", "exp_avg_sq")}
-            training.optimizer.state[master] = dict(step=torch.tensor(float(facts["step"]), device=master.device), **moments)
+            state = {moment: tensors[f"{moment}.{name}"] for moment in ("exp_avg", "exp_avg_sq")}
+            state["step"] = torch.tensor(float(facts["step"]), device=master.device)
+            training.optimizer.state[master] = state
     return facts["step"], facts["seconds"]
 
 # %% ../../nbs/toy/01_train.ipynb #1d158d80
@@ -921,7 +959,7 @@ class NoisyPictures:
         return max(1, together // self.processes)
 
     def draw(self, step: int, rank: int, used: float) -> tuple[torch.Tensor, ...]:
-        "x₀ and ε (b, c, h, w), timesteps (b,), ᾱ (b,), text states (b, window, width): the same for the same step and process."
+        "x₀ and ε (b, c, h, w), timesteps (b,), ᾱ (b,), text states (b, window, width): fixed by step and process."
         recipe, random = self.run.recipe, self.run.generator("unet", step, rank)
         size = recipe.size // 2 if used < recipe.small_share else recipe.size
         count, (means, stds) = self.batch_size(size), self.latents[size]
@@ -933,7 +971,13 @@ class NoisyPictures:
         return *(each.to(self.run.device) for each in (clean, noise, times, self.levels[times])), states
 
 # %% ../../nbs/toy/01_train.ipynb #afc34318
-def _unet_step(training: UNetTraining, batches: NoisyPictures, step: int, rank: int, used: float) -> dict[str, torch.Tensor]:
+def _unet_step(
+    training: UNetTraining,
+    batches: NoisyPictures,
+    step: int,
+    rank: int,  # of the process
+    used: float,  # share of the budget
+) -> dict[str, torch.Tensor]:
     "One step of one process; the terms for the log."
     recipe = training.recipe
     training.attention.thin = used < recipe.thin_share
@@ -979,7 +1023,7 @@ def train_unet(
     run: Run,
     processes: int | None = None,  # None: two on a CPU that has two cores, else one
 ) -> None:
-    "Writes `unet.safetensors`, the averaged weights. Goes on from `unet_checkpoint.safetensors` if an earlier run left one."
+    "Writes `unet.safetensors`, the averaged weights. Goes on from the checkpoint that an earlier run left."
     if processes is None:
         processes = min(2, os.cpu_count() or 1) if run.device == "cpu" else 1
     if processes == 1:
@@ -1010,7 +1054,8 @@ def assemble(run: Run) -> None:
     processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     pipeline = StableDiffusionPipeline(
         vae=vae.to(half), text_encoder=text_encoder(clip).to(half), tokenizer=tokenizer, unet=unet.to(half),
-        scheduler=make_scheduler(recipe), safety_checker=None, feature_extractor=processor, requires_safety_checker=False,
+        scheduler=make_scheduler(recipe), feature_extractor=processor,
+        safety_checker=None, requires_safety_checker=False,
     )
     new = _fresh(run.out)
     pipeline.save_pretrained(new)
@@ -1030,9 +1075,10 @@ def text_encoder(clip: CLIPModel) -> CLIPTextModel:
 
 
 def _make_portable(folder: Path) -> None:
-    "Names the image processor as every installation does, and makes files readable by all."
-    index = folder / "model_index.json"
-    index.write_text(index.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
+    "Makes a folder load with any installation, by any user, in float32 unless another precision is asked for."
+    for path in folder.rglob("*.json"):
+        text = path.read_text(encoding="utf-8").replace("CLIPImageProcessorPil", "CLIPImageProcessor")
+        path.write_text(text.replace('"dtype": "float16"', '"dtype": "float32"'), encoding="utf-8")
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)
 
@@ -1049,7 +1095,7 @@ STAGES: dict[str, tuple[str, Callable[[Run], None]]] = {  # name -> the last thi
 
 
 def check(run: Run, stages: tuple[str, ...]) -> None:
-    "Raises `ValueError` for what would fail later: an unknown stage, no GPU, no folder to start from, another recipe's folder."
+    "Raises `ValueError` for what would fail later: unknown stage, no GPU, no folder to start from, another recipe."
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"stages={','.join(unknown)}: choose from {','.join(STAGES)}")
@@ -1064,7 +1110,7 @@ def train(
     run: Run,
     stages: tuple[str, ...] = tuple(STAGES),  # in any order: they run in their own
 ) -> None:
-    "Runs the stages that are not done. Raises what `check` does, and `FileNotFoundError` when a stage before is missing."
+    "Runs the stages that are not done. Raises as `check`, and `FileNotFoundError` when a stage before is missing."
     check(run, stages)
     for stage, (result, work) in STAGES.items():
         if stage in stages and result and (run.folder / result).exists():
@@ -1076,19 +1122,21 @@ def train(
 # %% ../../nbs/toy/01_train.ipynb #eb702991
 def parser() -> argparse.ArgumentParser:
     "The command line of this module."
-    recipe, kind = Recipe(), argparse.ArgumentDefaultsHelpFormatter
-    command = argparse.ArgumentParser("python -m tokenflow_nb.toy.train", description="Make the toy model from scratch.", formatter_class=kind)
+    recipe, cuda = Recipe(), torch.cuda.is_available()
+    about = dict(prog="python -m tokenflow_nb.toy.train", description="Make the toy model from scratch.")
+    command = argparse.ArgumentParser(**about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = command.add_argument
     add("--folder", type=Path, default=Path("training"), help="results of the stages; what is there is gone on with")
     add("--stages", default=",".join(STAGES), help="which stages to run")
     add("--minutes-vae", type=float, default=recipe.vae_budget.minutes, help="time for the VAE")
     add("--minutes-vision", type=float, default=recipe.vision_budget.minutes, help="time for the vision tower")
-    add("--hours", type=float, default=recipe.budget.minutes / 60, help="time for the UNet, over all interruptions; one will do on a GPU")
+    add("--hours", type=float, default=recipe.budget.minutes / 60, help="time for the UNet; on a GPU one will do")
     add("--pictures", type=int, default=recipe.pictures, help="training pictures")
     add("--seed", type=int, default=recipe.seed, help="of weights, pictures and noise")
-    add("--prediction-type", choices=("v_prediction", "epsilon"), default=recipe.prediction_type, help="what the UNet predicts")
-    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="where to train")
-    add("--init", type=Path, help="a toy folder to go on from: text tower and VAE are taken over, vision tower and UNet start there")
+    kinds = ("v_prediction", "epsilon")
+    add("--prediction-type", choices=kinds, default=recipe.prediction_type, help="what the UNet predicts")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu", help="where to train")
+    add("--init", type=Path, help="a toy folder: its text tower and VAE are kept, vision tower and UNet start there")
     add("--out", type=Path, default=TOY_FOLDER, help="the finished model; replaces what is there")
     return command
 
@@ -1099,15 +1147,16 @@ def main(arguments: list[str] | None = None) -> None:
     options = command.parse_args(arguments)
     stages = tuple(options.stages.split(","))
     try:
-        budgets = dict(vae_budget=Budget(options.minutes_vae), vision_budget=Budget(options.minutes_vision), budget=Budget(60 * options.hours))
-        recipe = Recipe(options.seed, options.pictures, prediction_type=options.prediction_type, **budgets)
+        changes = dict(vae_budget=Budget(options.minutes_vae), vision_budget=Budget(options.minutes_vision))
+        changes |= dict(budget=Budget(60 * options.hours), prediction_type=options.prediction_type)
+        recipe = Recipe(options.seed, options.pictures, **changes)
         run = Run(options.folder, recipe, options.device, options.init, options.out)
         check(run, stages)
     except ValueError as error:
         command.error(str(error))
     train(run, stages)
     if "assemble" in stages:
-        print(f"{run.out} is made. Measure it and write its model card: python -m tokenflow_nb.toy.evaluate --model {run.out}")
+        print(f"{run.out} is made. Next, measure it: python -m tokenflow_nb.toy.evaluate --model {run.out}")
 
 # %% ../../nbs/toy/01_train.ipynb #8ae54c63
 if __name__ == "__main__" and "__file__" in globals():
