@@ -121,6 +121,7 @@ class Recipe:
     snr_limit: float = 6.0  # a level of noise counts by its x₀ error times its signal-to-noise ratio + 1, up to here
     low_noise_share: float = 0.28  # of the timesteps, drawn below `low_noise_steps`; the others above
     low_noise_steps: int = 400
+    offset_noise: float = 0.1  # deviation of the part of the noise that is the same all over a channel
     no_caption: float = 0.1  # share of the pictures trained without caption, for guidance
     partial_caption: float = 0.1  # share of the captions that leave one thing out
     checkpoint_minutes: float = 4.0
@@ -657,7 +658,7 @@ def train_vae(run: Run) -> None:
 def encode_pictures(run: Run) -> None:
     "Writes `latents_{half,whole}_{mean,std}.npy`, (pictures, channels, h, w) float16, scaled as the UNet sees them."
     recipe = run.recipe
-    vae = load_weights(make_vae(recipe), run.path("vae.safetensors")).to(run.device, torch.bfloat16)
+    vae = load_weights(make_vae(recipe), run.path("vae.safetensors")).to(run.device).bfloat16()
     for name, size in (("half", recipe.size // 2), ("whole", recipe.size)):
         frames, shape = pictures(run, size), (recipe.pictures, recipe.latent_channels, size // 4, size // 4)
         mean, std = (run.folder / f"latents_{name}_{part}.npy" for part in ("mean", "std"))
@@ -881,7 +882,7 @@ class UNetTraining:
         self.names = [name for name, _ in unet.named_parameters()]
         self.master = [weight.detach().clone().requires_grad_() for weight in unet.parameters()]
         self.average = [weight.detach().clone() for weight in self.master]
-        self.weights = list(unet.to(torch.bfloat16).parameters())
+        self.weights = list(unet.bfloat16().parameters())
         cross = [weight for name, weight in zip(self.names, self.master) if "attn2" in name]
         others = [weight for name, weight in zip(self.names, self.master) if "attn2" not in name]
         groups = [dict(params=others, times=1.0, weight_decay=0.005)]
@@ -967,6 +968,7 @@ class NoisyPictures:
         mean, std = means[rows].float(), stds[rows].float()
         clean = mean + std * torch.randn(mean.shape, generator=random)
         noise, times = torch.randn(mean.shape, generator=random), draw_timesteps(count, recipe, random)
+        noise += recipe.offset_noise * torch.randn(*mean.shape[:2], 1, 1, generator=random)
         states = self.captions.draw(rows, random)
         return *(each.to(self.run.device) for each in (clean, noise, times, self.levels[times])), states
 
@@ -1047,19 +1049,19 @@ def _worker(rank: int, processes: int, run: Run, meeting: Path) -> None:
 # %% ../../nbs/toy/01_train.ipynb #51c14391
 def assemble(run: Run) -> None:
     "Writes `out`, a folder in diffusers' layout, in place of what is there."
-    recipe, half, tokenizer, clip = run.recipe, torch.float16, load_tokenizer(run), load_clip(run)
+    recipe, tokenizer, clip = run.recipe, load_tokenizer(run), load_clip(run)
     vae = load_weights(make_vae(recipe), run.path("vae.safetensors"))
     unet = load_weights(make_unet(recipe), run.path("unet.safetensors"))
     side = recipe.vision_size
     processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     pipeline = StableDiffusionPipeline(
-        vae=vae.to(half), text_encoder=text_encoder(clip).to(half), tokenizer=tokenizer, unet=unet.to(half),
+        vae=vae.half(), text_encoder=text_encoder(clip).half(), tokenizer=tokenizer, unet=unet.half(),
         scheduler=make_scheduler(recipe), feature_extractor=processor,
         safety_checker=None, requires_safety_checker=False,
     )
     new = _fresh(run.out)
     pipeline.save_pretrained(new)
-    for part in (clip.to(half), tokenizer, processor):
+    for part in (clip.half(), tokenizer, processor):
         part.save_pretrained(new / "clip_model")
     _make_portable(new)
     shutil.rmtree(run.out, ignore_errors=True)
@@ -1114,7 +1116,7 @@ def train(
     check(run, stages)
     for stage, (result, work) in STAGES.items():
         if stage in stages and result and (run.folder / result).exists():
-            print(f"{stage}: done before, see {run.folder / result}", flush=True)
+            print(f"{stage}: done before ({result})", flush=True)
         elif stage in stages:
             print(f"{stage}: begins", flush=True)
             work(run)
