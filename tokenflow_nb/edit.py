@@ -50,7 +50,7 @@ class EditConfig:
     num_inference_steps: int = 50  # denoising steps
     guidance_scale: float | None = None  # None: the model's own default, 7.5 for Stable Diffusion
     keyframe_interval: int | None = None  # a keyframe is drawn in every so many frames; None: 8, or the length of a shorter clip
-    rule: str = "linear"  # how frames draw on keyframes: paper, linear, published; without propagation: joint, per_frame
+    rule: str = "paper"  # how frames draw on keyframes: paper, linear, published; without propagation: joint, per_frame
     seed: int = 0  # of the keyframe draws
     pnp_f_t: float = 0.8  # plug-and-play: fraction of the steps with injected features
     pnp_attn_t: float = 0.5  # plug-and-play: fraction of the steps with injected queries and keys

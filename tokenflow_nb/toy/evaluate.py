@@ -174,7 +174,8 @@ def evaluate_edits(model: Model, judge: ClipJudge, store: Store, scenes: int = 1
     }
     for name in rules:
         means[name]["recovered"] = consistency_recovered(means[name]["warp"], means["per_frame"]["warp"], means["vae"]["warp"])
-    shown = "linear" if "linear" in rules else rules[-1]
+    default = EditConfig("any").rule
+    shown = default if default in rules else rules[-1]
     clips = [clip for result in results for clip in (result["clips"]["source"], result["clips"][shown])]
     labels = [label for result in results for label in (result["case"].split(" →")[0], result["case"].split("→ ")[1])]
     cases = [dict(case=result["case"], **{name: result["rows"][name] for name in rules}) for result in results]
