@@ -137,6 +137,9 @@ def test_arrays_that_are_no_clip(edit, tmp_path, monkeypatch, frames, words):
         (dict(inversion_steps=5000), ["inversion_steps=5000", "1000"]),
         (dict(keyframe_interval=0), ["keyframe_interval=0"]),
         (dict(keyframe_interval=5), ["keyframe_interval=5", "4"]),
+        (dict(keyframe_interval="8"), ["keyframe_interval='8'"]),
+        (dict(guidance_scale="7"), ["guidance_scale='7'"]),
+        (dict(seed=1.5), ["seed=1.5"]),
         (dict(block_size=0), ["block_size=0"]),
         (dict(pnp_f_t=80), ["pnp_f_t=80", "from 0 to 1"]),
         (dict(strength=0, method="sdedit"), ["strength=0"]),
@@ -155,6 +158,11 @@ def test_out_is_an_existing_file_without_suffix(edit, tmp_path, monkeypatch, cli
     (tmp_path / "taken").write_text("mine")
     refused(edit, tmp_path, monkeypatch, ["taken", "file"], clip, out=tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_out_below_a_file(edit, tmp_path, monkeypatch, clip):
+    (tmp_path / "taken").write_text("mine")
+    refused(edit, tmp_path, monkeypatch, ["out=", "cannot be written"], clip, out=tmp_path / "taken" / "gold.mp4")
 
 
 def test_a_prompt_that_is_too_long_names_the_words_that_are_cut(model):

@@ -67,10 +67,14 @@ class EditConfig:
         steps = self.num_inference_steps
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 2:
             raise ValueError(f"num_inference_steps={steps!r}: give a whole number of steps, at least 2")
-        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 100:
-            raise ValueError(f"guidance_scale={self.guidance_scale!r}: give a number from 0 to 100; 1 is no guidance")
-        if self.keyframe_interval is not None:
-            intervals(max(self.keyframe_interval, 1), self.keyframe_interval)  # the length of the clip is checked by Edit
+        scale = self.guidance_scale
+        if scale is not None and (not isinstance(scale, (int, float)) or isinstance(scale, bool) or not 0 <= scale <= 100):
+            raise ValueError(f"guidance_scale={scale!r}: give a number from 0 to 100; 1 is no guidance")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise ValueError(f"seed={self.seed!r}: give a whole number")
+        interval = self.keyframe_interval  # that it is no longer than the clip is checked when there is a clip
+        if interval is not None and (not isinstance(interval, int) or isinstance(interval, bool) or interval < 1):
+            raise ValueError(f"keyframe_interval={interval!r}: give a whole number of frames, at least 1")
         Blocks(self.block_size)
         self.editor  # checks method and thresholds
 
@@ -420,6 +424,9 @@ def _target(out: str | Path | None) -> Path | None:
         raise ValueError(f"out={str(out)!r}: give a file ending in .mp4 or .gif, or a folder")
     if out.suffix == "" and out.is_file():
         raise ValueError(f"out={str(out)!r} is a file: give a folder, or a name ending in .mp4")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"out={str(out)!r}: {above} cannot be written into; choose another folder")
     return out
 
 

