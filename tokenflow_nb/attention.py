@@ -6,7 +6,7 @@
 __all__ = ['Injection', 'KeyframeTokens', 'Context', 'TokenFlowAttention', 'self_attentions', 'installed']
 
 # %% ../nbs/06_attention.ipynb #102a643f
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -43,6 +43,13 @@ class Context:
     injection: Injection = Injection()
     keyframes: dict[str, KeyframeTokens] = field(default_factory=dict)  # by layer
     source: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)  # by layer, of this pass
+    frames: Sequence[int] = ()  # the frames of the clip that each branch holds
+    watch: Callable[[str, str, dict[str, torch.Tensor], Sequence[int]], None] | None = None  # is shown what passes
+
+    def show(self, layer: str, side: str, rows: dict[str, torch.Tensor]):
+        "Lets `watch` see the `input` or `output` of a layer by branch, and which frames the rows are."
+        if self.watch:
+            self.watch(layer, side, rows, self.frames)
 
     def split(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         "The rows of each branch. Raises `ValueError` when the batch is not made of equal branches."
@@ -65,7 +72,9 @@ class TokenFlowAttention:
         if encoder_hidden_states is not None or attention_mask is not None:
             raise ValueError(f"{self.layer} is not a plain self-attention: TokenFlow handles those only")
         tokens = self.context.split(hidden_states)
+        self.context.show(self.layer, "input", tokens)
         outputs = self._attend(attn, tokens) if self.context.plan is None else self._propagate(tokens)
+        self.context.show(self.layer, "output", outputs)
         return self.context.join(outputs)
 
     def _attend(self, attn, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -106,13 +115,14 @@ class _FeatureHook:
 
     def __call__(self, module, inputs, output: torch.Tensor) -> torch.Tensor | None:
         context = self.context
-        if self.layer not in context.injection.features:
-            return None
-        rows = context.split(output)
-        if "source" in rows:
-            context.source[self.layer] = (rows["source"],)
-        (source,) = context.source[self.layer]
-        return context.join({branch: source for branch in rows})
+        rows, injected = context.split(output), self.layer in context.injection.features
+        if injected:
+            if "source" in rows:
+                context.source[self.layer] = (rows["source"],)
+            (source,) = context.source[self.layer]
+            rows = {branch: source for branch in rows}
+        context.show(self.layer, "output", rows)
+        return context.join(rows) if injected else None
 
 # %% ../nbs/06_attention.ipynb #f5874dd1
 def self_attentions(unet: UNet2DConditionModel) -> dict[str, torch.nn.Module]:

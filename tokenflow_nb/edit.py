@@ -136,16 +136,20 @@ class Denoiser:
         timestep: int,
         injection: Injection,
         keyframes: torch.Tensor,  # (k,) ascending frame indices
+        watch: Callable | None = None,  # is shown the tokens of every frame: see `Context`
     ) -> torch.Tensor:
         "The guided noise `(f, c, h, w)`."
         everything = list(range(len(latents)))
         with installed(self.model.unet, Context(injection=injection), self.model.backbone.features) as context:
             if self.rule == "joint":
+                context.watch = watch
                 return self._together(context, latents, timestep, everything)
             plan = None
             if self.rule != "per_frame":
                 self._together(context, latents, timestep, keyframes.tolist())
                 plan = make_plan(self.rule, len(latents), keyframes, self.interval)
+
+            context.watch = watch
 
             def work(rows):
                 context.plan = plan and plan[rows]
@@ -169,7 +173,7 @@ class Denoiser:
 
     def _guided(self, context: Context, latents: torch.Tensor, timestep: int, frames: list[int]) -> torch.Tensor:
         "One pass over some frames, branches together or one after the other, and guidance between them."
-        noise = {}
+        noise, context.frames = {}, frames
         for context.branches in [(branch,) for branch in self.branches] if self.apart else [self.branches]:
             rows = {branch: latents[frames] for branch in context.branches}
             if "source" in rows:
@@ -223,10 +227,13 @@ class Edit:
     def done(self) -> bool:
         return self.index == len(self.timesteps)
 
-    def noise(self) -> torch.Tensor:
+    def noise(
+        self,
+        watch: Callable | None = None,  # is shown the tokens of every frame: see `Context`
+    ) -> torch.Tensor:
         "The guided noise `(f, c, h, w)` at the current step, without taking it."
         injection = self.editor.injection(self.model.backbone, self.index, len(self.timesteps))
-        return self.denoiser.noise(self.latents, self.timesteps[self.index], injection, self.keyframes[self.index])
+        return self.denoiser.noise(self.latents, self.timesteps[self.index], injection, self.keyframes[self.index], watch)
 
     def step(self) -> "Edit":
         "One denoising step. Raises `EditError` when there is none left, `ModelError` when the latents stop being numbers."

@@ -117,6 +117,7 @@ def invert(
     if (entry := store.get(key)) is not None:
         return Trajectory(entry)
     meta = dict(kind="trajectory", prompt=prompt, timesteps=kept, frames=len(clip), block_size=block_size, model=model.name)
+    meta |= dict(model_digest=model.digest, clip_digest=digest(clip.frames))  # who reads it can tell what it belongs to
     embeds = model.embed(prompt)
     with store.writing(key, meta) as writer, tqdm(total=len(clip), desc="invert", unit="frame", disable=not progress) as bar:
         for start in range(0, len(clip), block_size):
