@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from tokenflow_nb.model import TOY_FOLDER, load_model
-from tokenflow_nb.toy import train as program
-from tokenflow_nb.toy.train import Budget, Recipe, Run, UNetTraining, load_checkpoint, read_facts, train
+from tokenflow_nb.toy import language, recipe, train as program, unet, vae
+from tokenflow_nb.toy.recipe import RESULTS, Budget, Recipe, Run, read_facts
+from tokenflow_nb.toy.train import train
+from tokenflow_nb.toy.unet import UNetTraining, load_checkpoint, train_unet
 from tokenflow_nb.toy.world import captions
 
 LATENTS = [f"latents_{size}_{part}.npy" for size in ("half", "whole") for part in ("mean", "std")]
-UNET_INPUTS = ["recipe.json", "tokenizer", "vision.safetensors", *LATENTS]
+UNET_INPUTS = ["recipe.json", "tokenizer", "vision.safetensors", "masks.npy", *LATENTS]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def before_unet(made, tmp_path) -> Run:
 
 def interrupt_at(monkeypatch, last: int) -> list[int]:
     "Makes the UNet's training stop like a killed one before the step `last`; gives the steps that were made."
-    made, work = [], program._unet_step
+    made, work = [], unet._unet_step
 
     def step(training, batches, step, *args):
         if step == last:
@@ -52,7 +54,7 @@ def interrupt_at(monkeypatch, last: int) -> list[int]:
         made.append(step)
         return work(training, batches, step, *args)
 
-    monkeypatch.setattr(program, "_unet_step", step)
+    monkeypatch.setattr(unet, "_unet_step", step)
     return made
 
 
@@ -78,16 +80,16 @@ def test_no_file_of_the_model_names_a_place_on_the_machine_that_made_it(made):
 def test_the_log_has_the_losses_of_every_stage_that_learns(made):
     with (made.folder / "log.csv").open() as file:
         last = {row["stage"]: row for row in csv.DictReader(file)}
-    terms = dict(text=["word", "caption"], vae=["l1", "l2", "psnr"], vision=["contrastive", "mask"], unet=["x0_error"])
+    terms = dict(text=["loss", "word", "caption"], vae=["loss", "l1", "l2", "psnr"], decoder=["psnr"], vision=["loss", "contrastive", "mask"], unet=["loss", "x0_error"])
     for stage, names in terms.items():
-        assert all(float(last[stage][name]) > 0 for name in ("loss", *names)), last[stage]
+        assert all(float(last[stage][name]) > 0 for name in names), last[stage]
     assert last["text"]["step"] == "20" and last["unet"]["step"] == "4"
 
 
 def test_what_is_done_is_not_done_again_and_nothing_is_left_half_written(made, capsys):
     times = {path: path.stat().st_mtime_ns for path in made.folder.iterdir()}
     train(made, tuple(program.STAGES)[:-1])
-    assert capsys.readouterr().out.count("done before") == 6
+    assert capsys.readouterr().out.count("done before") == len(RESULTS)
     assert times == {path: path.stat().st_mtime_ns for path in made.folder.iterdir()}
     assert not [path.name for path in times if path.suffix == ".new" or path.name.startswith("meeting")]
 
@@ -96,7 +98,7 @@ def test_an_interrupted_unet_goes_on_from_the_step_and_the_tensors_it_saved(befo
     with monkeypatch.context() as patch:
         assert interrupt_at(patch, 3) is not None
         with pytest.raises(KeyboardInterrupt):
-            program.train_unet(before_unet, processes=1)
+            train_unet(before_unet, processes=1)
     file = before_unet.folder / "unet_checkpoint.safetensors"
     assert read_facts(file)["step"] == 3 and not (before_unet.folder / "unet.safetensors").exists()
 
@@ -109,7 +111,7 @@ def test_an_interrupted_unet_goes_on_from_the_step_and_the_tensors_it_saved(befo
 
     with monkeypatch.context() as patch:
         steps = interrupt_at(patch, -1)
-        program.train_unet(before_unet, processes=1)
+        train_unet(before_unet, processes=1)
     assert steps == [3, 4, 5]
 
 
@@ -118,27 +120,27 @@ def test_an_interruption_changes_no_bit_of_the_result(before_unet, tmp_path, mon
     whole.folder.mkdir()
     for name in UNET_INPUTS:
         (whole.folder / name).symlink_to((before_unet.folder / name).resolve())
-    program.train_unet(whole, processes=1)
+    train_unet(whole, processes=1)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 4)
         with pytest.raises(KeyboardInterrupt):
-            program.train_unet(before_unet, processes=1)
-    program.train_unet(before_unet, processes=1)
+            train_unet(before_unet, processes=1)
+    train_unet(before_unet, processes=1)
     first, second = (load_file(run.folder / "unet.safetensors") for run in (whole, before_unet))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_more_steps_go_on_from_the_end_of_an_earlier_budget(before_unet, monkeypatch):
-    program.train_unet(before_unet, processes=1)
+    train_unet(before_unet, processes=1)
     steps = interrupt_at(monkeypatch, -1)
-    program.train_unet(replace(before_unet, recipe=Recipe.tiny(budget=Budget(steps=8))), processes=1)
+    train_unet(replace(before_unet, recipe=Recipe.tiny(budget=Budget(steps=8))), processes=1)
     assert steps == [6, 7]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     file = tmp_path / "weights.safetensors"
-    program.save_tensors(file, {"a": torch.zeros(2)}, step=1)
-    with pytest.raises(RuntimeError), program._replacing(file) as new:
+    recipe.save_tensors(file, {"a": torch.zeros(2)}, step=1)
+    with pytest.raises(RuntimeError), recipe.replacing(file) as new:
         new.write_bytes(b"half")
         raise RuntimeError
     assert read_facts(file) == {"step": 1} and torch.equal(load_file(file)["a"], torch.zeros(2))
@@ -148,7 +150,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 def tokenizer(tmp_path_factory) -> CLIPTokenizer:
     run = Run(tmp_path_factory.mktemp("tokenizer"), Recipe())
     train(run, ("tokenizer",))
-    return program.load_tokenizer(run)
+    return language.load_tokenizer(run)
 
 
 def test_every_word_of_the_world_is_one_token(tokenizer):
@@ -176,9 +178,9 @@ def test_the_tokenizer_is_the_one_that_ships(tokenizer):
 def test_the_full_recipe_makes_a_folder_below_12_mb(tmp_path):
     run = Run(tmp_path / "run", Recipe(), out=tmp_path / "toy")
     train(run, ("tokenizer",))
-    parts = dict(text=program.make_clip(run), vae=program.make_vae(run.recipe), unet=program.make_unet(run.recipe))
+    parts = dict(text=language.make_clip(run), decoder=vae.make_vae(run.recipe), unet=unet.make_unet(run.recipe))
     for name, part in parts.items():
-        program.save_tensors(run.folder / f"{name}.safetensors", part.state_dict())
+        recipe.save_tensors(run.folder / f"{name}.safetensors", part.state_dict())
     train(run, ("assemble",))
     assert 10e6 < sum(path.stat().st_size for path in run.out.rglob("*") if path.is_file()) < 12e6
     assert load_model(run.out, device="cpu").size == 128
@@ -201,12 +203,12 @@ def test_a_bad_option_is_named_before_anything_is_written(arguments, said, tmp_p
 
 def test_the_command_goes_on_from_the_weights_that_ship(tmp_path):
     command = [sys.executable, "-m", "tokenflow_nb.toy.train", "--device", "cpu", "--init", TOY_FOLDER]
-    command += ["--pictures", "8", "--minutes-vision", "0.01", "--hours", "0.0001"]
+    command += ["--pictures", "8", "--minutes-decoder", "0.01", "--minutes-vision", "0.01", "--hours", "0.0001"]
     command += ["--folder", tmp_path / "run", "--out", tmp_path / "toy"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "python -m tokenflow_nb.toy.evaluate" in done.stdout.splitlines()[-1]
-    for part, changed in (("text_encoder", False), ("vae", False), ("unet", True), ("clip_model", True)):
+    for part, changed in (("text_encoder", False), ("vae", True), ("unet", True), ("clip_model", True)):
         old, new = (load_file(next((folder / part).glob("*.safetensors"))) for folder in (TOY_FOLDER, tmp_path / "toy"))
         assert old.keys() == new.keys() and any(not torch.equal(old[name], new[name]) for name in old) == changed
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["init"] == str(TOY_FOLDER)
