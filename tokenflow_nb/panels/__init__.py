@@ -1,0 +1,1 @@
+"Panels for a notebook: look at features, step through a denoising, edit a clip, compare clips."
