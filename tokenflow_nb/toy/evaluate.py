@@ -4,26 +4,34 @@
 
 # %% auto #0
 __all__ = ['RULES_COMPARED', 'held_out_scenes', 'vae_psnr', 'attributes', 'accuracy', 'caption_gap', 'paint', 'EditCase',
-           'judge_edit', 'run_case', 'evaluate_pictures', 'evaluate_inversion', 'evaluate_edits', 'card', 'main']
+           'judge_edit', 'run_case', 'in_processes', 'evaluate_pictures', 'evaluate_inversion', 'evaluate_edits',
+           'card', 'save_sheet', 'main']
 
 # %% ../../nbs/toy/07_evaluate.ipynb #693f8720
 import argparse
 import json
+import multiprocessing
+import os
 import platform
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..clip import Clip, contact_sheet
-from ..edit import Edit, EditConfig
+from ..edit import WITHOUT_PROPAGATION, Edit, EditConfig
 from ..inversion import gate, invert, psnr
 from ..metrics import ClipJudge, consistency_recovered, masked_psnr, warp_error
 from ..model import TOY_FOLDER, Model, ddim_move, load_model, predicted_clean
+from ..propagation import RULES
 from ..store import Store
 from .world import BACKGROUNDS, MATERIALS, SHAPES, Scene, caption, captions
 
@@ -107,28 +115,31 @@ class EditCase:
 
 
 def judge_edit(judge: ClipJudge, case: EditCase, source: Clip, edited: Clip) -> dict[str, float]:
-    "Figures of one edit: material by judge and by distance to the ideal edit, background PSNR, warp error."
+    "Figures of one edit: material by judge, nearness to the ideal edit (and dB nearer than the source), background PSNR, warp error."
     frames, ideal = len(source), case.ideal.render(len(source), source.size[0], source.fps)
     truth = case.scene.truth(frames, source.size[0])
     texts = [case.scene.replace(material=material).caption for material in MATERIALS]
     seen = judge.score(edited.frames, texts).mean(0).argmax()
     inside = truth.object_mask
+    gain = masked_psnr(edited.frames, ideal.frames, inside) - masked_psnr(source.frames, ideal.frames, inside)
     return dict(
         judged=float(MATERIALS[seen] == case.material),
-        nearer=float(masked_psnr(edited.frames, ideal.frames, inside) > masked_psnr(source.frames, ideal.frames, inside)),
+        nearer=float(gain > 0),
+        gain=gain,
         background=masked_psnr(edited.frames, source.frames, ~inside),
         warp=1e3 * warp_error(edited.frames, truth.forward_flow, truth.forward_visible),
     )
 
 
-def run_case(model: Model, judge: ClipJudge, case: EditCase, rules: list[str], frames: int, steps: int, store: Store) -> dict:
+def run_case(model: Model, judge: ClipJudge, case: EditCase, rules: list[str], frames: int, steps: int) -> dict:
     "Edits one scene by each rule. The clips, and a row of figures for each rule and for the VAE's round trip."
     source = case.scene.render(frames)
-    trajectory = invert(model, source, case.scene.caption, steps, store=store, progress=False)
-    clips = dict(source=source, vae=Clip(model.decode(trajectory.at(None)), fps=source.fps))
-    for rule in rules:
-        config = EditConfig(case.ideal.caption, source_prompt=case.scene.caption, num_inference_steps=steps, rule=rule)
-        clips[rule] = Edit(model, trajectory, config, source).run().decode()
+    with tempfile.TemporaryDirectory() as folder:
+        trajectory = invert(model, source, case.scene.caption, steps, store=Store(folder), progress=False)
+        clips = dict(source=source, vae=Clip(model.decode(trajectory.at(None)), fps=source.fps))
+        for rule in rules:
+            config = EditConfig(case.ideal.caption, source_prompt=case.scene.caption, num_inference_steps=steps, rule=rule)
+            clips[rule] = Edit(model, trajectory, config, source).run().decode()
     rows = {name: judge_edit(judge, case, source, clip) for name, clip in clips.items() if name != "source"}
     return dict(case=f"{case.scene.caption} → {case.material}", clips=clips, rows=rows)
 
@@ -136,13 +147,41 @@ def run_case(model: Model, judge: ClipJudge, case: EditCase, rules: list[str], f
 RULES_COMPARED = ["per_frame", "published", "paper", "linear"]
 
 
-def evaluate_pictures(model: Model, judge: ClipJudge, pictures: int = 96, steps: int = 50, seed: int = 0) -> dict:
+def in_processes(work: Callable, items: list, processes: int) -> Iterator:
+    "`work(item)` of each item, in order. Several processes have one thread each: a small UNet gains little from a second thread."
+    if processes == 1:
+        yield from map(work, items)
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+            yield from pool.map(work, items)
+
+
+@cache
+def _loaded(checkpoint: str) -> tuple[Model, ClipJudge]:
+    "Model and judge, loaded once in each process."
+    return load_model(checkpoint, device="cpu"), ClipJudge.load("toy" if checkpoint == "toy" else Path(checkpoint) / "clip_model")
+
+
+def _paint_some(asked: tuple[list[str], int], checkpoint: str, steps: int) -> np.ndarray:
+    texts, seed = asked
+    return paint(_loaded(checkpoint)[0], texts, steps, seed=seed)
+
+
+def _run_one(case: EditCase, checkpoint: str, rules: list[str], frames: int, steps: int) -> dict:
+    return run_case(*_loaded(checkpoint), case, rules, frames, steps)
+
+
+def evaluate_pictures(checkpoint: str = "toy", pictures: int = 96, steps: int = 50, seed: int = 0, processes: int = 1) -> dict:
     "All figures that need no clip."
+    model, judge = _loaded(checkpoint)
     scenes = held_out_scenes(256)
     frames = np.concatenate([scene.render(frames=1).frames for scene in scenes])
     names = [(scene.shape, scene.material, scene.background) for scene in scenes]
     asked = [str(text) for text in np.random.default_rng(seed).choice(captions(), pictures, replace=False)]
-    painted = np.concatenate([paint(model, asked[i : i + 16], steps, seed=seed + i) for i in tqdm(range(0, pictures, 16), desc="paint")])
+    parts = [(asked[i : i + 16], seed + i) for i in range(0, pictures, 16)]
+    work = partial(_paint_some, checkpoint=checkpoint, steps=steps)
+    painted = np.concatenate(list(tqdm(in_processes(work, parts, processes), desc="paint", total=len(parts))))
     wanted = {caption(s, m, b): (s, m, b) for s in SHAPES for m in MATERIALS for b in BACKGROUNDS}
     return dict(
         vae_psnr=vae_psnr(model, scenes[:64]),
@@ -152,22 +191,29 @@ def evaluate_pictures(model: Model, judge: ClipJudge, pictures: int = 96, steps:
     )
 
 
-def evaluate_inversion(model: Model, store: Store, frames: int = 24, steps: int = 50) -> dict:
+def evaluate_inversion(checkpoint: str = "toy", frames: int = 24, steps: int = 50) -> dict:
     "PSNR of a clip's reconstruction beside the VAE's, and the standard deviation of the inverted latents."
-    scene = Scene.random(1500, held_out=True)
+    model, scene = _loaded(checkpoint)[0], Scene.random(1500, held_out=True)
     clip = scene.render(frames)
-    trajectory = invert(model, clip, scene.caption, steps, store=store)
-    result = gate(model, clip, trajectory)
-    return dict(reconstruction_psnr=result.reconstruction, vae_psnr=result.vae, inverted_std=float(trajectory.at(trajectory.noisiest).std()))
+    with tempfile.TemporaryDirectory() as folder:
+        trajectory = invert(model, clip, scene.caption, steps, store=Store(folder))
+        result = gate(model, clip, trajectory)
+        return dict(reconstruction_psnr=result.reconstruction, vae_psnr=result.vae, inverted_std=float(trajectory.at(trajectory.noisiest).std()))
 
 
-def evaluate_edits(model: Model, judge: ClipJudge, store: Store, scenes: int = 12, frames: int = 24, steps: int = 50, rules=None) -> dict:
+def evaluate_edits(
+    checkpoint: str = "toy",
+    scenes: int = 12,
+    frames: int = 24,
+    steps: int = 50,
+    rules: list[str] = RULES_COMPARED,  # with `per_frame`, which the others are compared with
+    processes: int = 1,
+) -> dict:
     "Means over scenes for each rule, the cases, and the sheet: source and edit (by the default rule) of each scene."
-    rules = rules or RULES_COMPARED
-    results = []
-    for case in tqdm(EditCase.drawn(scenes), desc="scenes"):
-        results.append(run_case(model, judge, case, rules, frames, steps, store))
-        tqdm.write(f"{results[-1]['case']}: " + ", ".join(f"{rule} {row['warp']:.2f}" for rule, row in results[-1]["rows"].items()))
+    work, results = partial(_run_one, checkpoint=checkpoint, rules=rules, frames=frames, steps=steps), []
+    for result in tqdm(in_processes(work, EditCase.drawn(scenes), processes), desc="scenes", total=scenes):
+        results.append(result)
+        tqdm.write(f"{result['case']}: " + ", ".join(f"{rule} {row['warp']:.2f}" for rule, row in result["rows"].items()))
     means = {
         name: {key: float(np.mean([result["rows"][name][key] for result in results])) for key in results[0]["rows"]["vae"]}
         for name in ["vae", *rules]
@@ -201,11 +247,17 @@ def card(figures: dict) -> str:
     lines += ["| measurement | figure |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
     if edits:
         lines += [f"{len(edits['cases'])} held-out scenes, {edits['frames']} frames, {edits['steps']} steps, guidance {about['guidance_scale']}:", ""]
-        lines += ["| rule | material by judge | nearer to the ideal edit | background dB | warp error ×10⁻³ | consistency recovered |", "|---|---|---|---|---|---|"]
+        lines += ["| rule | material by judge | nearer to the ideal edit | by dB | background dB | warp error ×10⁻³ | consistency recovered |", "|---|---|---|---|---|---|---|"]
         for name, mean in edits["means"].items():
             recovered = f"{mean['recovered']:.2f}" if "recovered" in mean else "–"
-            lines.append(f"| {name} | {mean['judged']:.0%} | {mean['nearer']:.0%} | {mean['background']:.1f} | {mean['warp']:.2f} | {recovered} |")
+            lines.append(f"| {name} | {mean['judged']:.0%} | {mean['nearer']:.0%} | {mean['gain']:+.1f} | {mean['background']:.1f} | {mean['warp']:.2f} | {recovered} |")
     return "\n".join(lines) + "\n"
+
+
+def save_sheet(path: Path, clips: list[Clip], labels: list[str]) -> None:
+    "Source and edit side by side, six frames of each, as a PNG that is small enough for a README."
+    sheet = contact_sheet(*clips, columns=6, labels=labels)
+    sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3), Image.Resampling.LANCZOS).quantize(192).save(path, optimize=True)
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -215,23 +267,25 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--scenes", type=int, default=12, help="held-out scenes to edit; 0 skips the edits (default: 12)")
     parser.add_argument("--frames", type=int, default=24, help="frames of each scene (default: 24)")
     parser.add_argument("--steps", type=int, default=50, help="steps of inversion and edit (default: 50)")
+    parser.add_argument("--rules", default=",".join(RULES_COMPARED), help="which rules to compare (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at a time, one thread each (default: one a core)")
     parser.add_argument("--sheet", type=Path, help="write the sheet of edits to this PNG")
     parser.add_argument("--card", type=Path, help="write the card to this Markdown file, and the figures beside it as JSON")
     options = parser.parse_args(arguments)
-    start, model = time.time(), load_model(options.model, device="cpu")
-    judge = ClipJudge.load("toy" if options.model == "toy" else Path(options.model) / "clip_model")
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(folder)
-        figures = dict(pictures=evaluate_pictures(model, judge), inversion=evaluate_inversion(model, store))
-        if options.scenes:
-            figures["edits"] = evaluate_edits(model, judge, store, options.scenes, options.frames, options.steps)
-            clips, labels = figures["edits"].pop("sheet")
-            if options.sheet:
-                contact_sheet(*clips, columns=6, labels=labels).save(options.sheet)
+    rules, start = options.rules.split(","), time.time()
+    if "per_frame" not in rules or any(rule not in (*RULES, *WITHOUT_PROPAGATION) for rule in rules):
+        parser.error(f"--rules {options.rules}: give per_frame, which the others are compared with, and any of {', '.join(RULES)}, joint")
+    model, settings = _loaded(options.model)[0], dict(checkpoint=options.model, processes=options.processes)
+    figures = dict(pictures=evaluate_pictures(**settings), inversion=evaluate_inversion(options.model))
+    if options.scenes:
+        figures["edits"] = evaluate_edits(**settings, scenes=options.scenes, frames=options.frames, steps=options.steps, rules=rules)
+        clips, labels = figures["edits"].pop("sheet")
+        if options.sheet:
+            save_sheet(options.sheet, clips, labels)
     training = Path(TOY_FOLDER if options.model == "toy" else options.model) / "training.md"
     figures["about"] = dict(
         command=f"python -m tokenflow_nb.toy.evaluate --scenes {options.scenes} --frames {options.frames} --steps {options.steps}",
-        machine=f"{torch.get_num_threads()} threads, {platform.machine()}", minutes=(time.time() - start) / 60, digest=model.digest,
+        machine=f"{options.processes} cores, {platform.machine()}", minutes=(time.time() - start) / 60, digest=model.digest,
         guidance_scale=model.guidance_scale, training=training.read_text().strip() if training.exists() else "",
     )
     print(card(figures))
