@@ -10,7 +10,7 @@ __all__ = ['FeatureError', 'Layer', 'list_layers', 'find_layer', 'Recording', 'r
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
@@ -173,8 +173,8 @@ class Recording:
 class _Tape:
     "Writes the wanted tokens of each UNet call to the store."
 
-    def __init__(self, writer: Writer, layers: list[Layer], frames: list[int], branch: str, progress: tqdm):
-        self.writer, self.frames, self.branch, self.progress = writer, frames, branch, progress
+    def __init__(self, writer: Writer, layers: list[Layer], frames: list[int], branch: str, tell: Callable[[int], None]):
+        self.writer, self.frames, self.branch, self.tell, self.written = writer, frames, branch, tell, 0
         self.keys = {layer.key for layer in layers}
         self.timestep, self.rows, self.held = None, None, {}
 
@@ -195,7 +195,8 @@ class _Tape:
     def _write(self, frames: list[int]):
         if frames:
             self.writer.put(f"t{self.timestep}-{frames[0]:06d}", self.held)
-            self.progress.update(len(frames))
+            self.written += len(frames)
+            self.tell(self.written)
         self.rows, self.held = None, {}
 
 # %% ../nbs/07_features.ipynb #9f422c92
@@ -248,6 +249,7 @@ def record(
     frames: Sequence[int] | None = None,  # numbers in the clip; None: all
     store: Store | None = None,  # None: the default cache
     progress: bool = True,
+    callback: Callable[[int, int], None] | None = None,  # called with frames done and in all; what it raises ends the recording
 ) -> Recording:
     """A `Recording`, from the store if the same was recorded before. Raises `FeatureError`, before any work, for a layer,
     timestep or frame that is not there, for another model than the trajectory's, and for an edit that is done."""
@@ -265,7 +267,7 @@ def record(
         layers=[[layer.module, layer.side, list(layer.grid)] for layer in layers], timesteps=timesteps, frames=frames,
         model_digest=model.digest, clip_digest=trajectory.entry.meta.get("clip_digest"), model=model.name,
     )
-    return _recorded(model, source, meta, layers, store or Store(), progress)
+    return _recorded(model, source, meta, layers, store or Store(), progress, callback)
 
 
 def _steps_of_edit(edit) -> list[int]:
@@ -275,7 +277,7 @@ def _steps_of_edit(edit) -> list[int]:
     return [edit.timesteps[edit.index]]
 
 
-def _recorded(model: Model, source, meta: dict, layers: list[Layer], store: Store, progress: bool) -> Recording:
+def _recorded(model: Model, source, meta: dict, layers: list[Layer], store: Store, progress: bool, callback) -> Recording:
     under_way, timesteps, frames = meta["of"] == "edit", meta["timesteps"], meta["frames"]
     trajectory = source.trajectory if under_way else source
     state = [source.latents, source.index, asdict(source.config), source.conditioning, source.keyframes] if under_way else []
@@ -286,7 +288,12 @@ def _recorded(model: Model, source, meta: dict, layers: list[Layer], store: Stor
     with store.writing(key, dict(kind="features", **meta)) as writer, tqdm(
         total=total, desc="record", unit="frame", disable=not progress
     ) as bar:
-        tape = _Tape(writer, layers, frames, "positive" if under_way else "source", bar)
+        def tell(written: int):
+            bar.update(written - bar.n)
+            if callback:
+                callback(written, total)
+
+        tape = _Tape(writer, layers, frames, "positive" if under_way else "source", tell)
         if under_way:
             _play_edit(source, tape)
         else:

@@ -187,6 +187,9 @@ class Cache:
             self._values.clear()
             self.nbytes = 0
 
+    def __contains__(self, name: Hashable) -> bool:
+        return name in self._values
+
     def __len__(self) -> int:
         return len(self._values)
 
