@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,28 +177,28 @@ class _Tape:
     def __init__(self, writer: Writer, layers: list[Layer], frames: list[int], branch: str, tell: Callable[[int], None]):
         self.writer, self.frames, self.branch, self.tell, self.written = writer, frames, branch, tell, 0
         self.keys = {layer.key for layer in layers}
-        self.timestep, self.rows, self.held = None, None, {}
+        self.timestep, self.call, self.held = None, None, {}
 
     def __call__(self, layer: str, side: str, rows: dict[str, torch.Tensor], frames: Sequence[int]):
         key = f"{layer}:{side}"
         if key not in self.keys or self.branch not in rows:
             return
-        if frames != self.rows:
-            self.rows, self.held = frames, {}
-        wanted = [place for place, frame in enumerate(frames) if frame in self.frames]
-        tokens = rows[self.branch][wanted]
+        if self.call != (self.timestep, *frames):
+            is_retry = self.call is not None and self.call[:2] == (self.timestep, frames[0])
+            self.held = {} if is_retry else self.flush()
+            self.call = (self.timestep, *frames)
+        tokens = rows[self.branch][[place for place, frame in enumerate(frames) if frame in self.frames]]
         if tokens.ndim == 4:  # a convolution's (f, c, h, w)
             tokens = tokens.flatten(2).transpose(1, 2)
         self.held[key] = tokens.half().cpu()
-        if len(self.held) == len(self.keys):
-            self._write([frames[place] for place in wanted])
 
-    def _write(self, frames: list[int]):
-        if frames:
-            self.writer.put(f"t{self.timestep}-{frames[0]:06d}", self.held)
+    def flush(self) -> dict:
+        "Writes what is held. The empty rest."
+        if self.held and (frames := [frame for frame in self.call[1:] if frame in self.frames]):
+            self.writer.put(f"t{self.call[0]}-{frames[0]:06d}", self.held)
             self.written += len(frames)
             self.tell(self.written)
-        self.rows, self.held = None, {}
+        return {}
 
 # %% ../nbs/07_features.ipynb #9f422c92
 def _play_trajectory(model: Model, trajectory: Trajectory, timesteps: list[int], frames: list[int], tape: _Tape):
@@ -243,7 +244,7 @@ def _check_model(model: Model, trajectory: Trajectory):
 # %% ../nbs/07_features.ipynb #e1baedc3
 def record(
     model: Model,
-    source: "Trajectory | Edit",  # the source's tokens, or those of an edit at its current step
+    source: Trajectory | Any,  # a trajectory: the source's tokens; an `Edit`: its own at its current step
     layers: Sequence[str | Layer] | None = None,  # names as in `list_layers`; None: all
     timesteps: Sequence[int] | int | None = None,  # some that the trajectory kept; None: five, evenly spaced
     frames: Sequence[int] | None = None,  # numbers in the clip; None: all
@@ -298,6 +299,7 @@ def _recorded(model: Model, source, meta: dict, layers: list[Layer], store: Stor
             _play_edit(source, tape)
         else:
             _play_trajectory(model, trajectory, timesteps, frames, tape)
+        tape.flush()
     return Recording(store.get(key, verify=False))
 
 # %% ../nbs/07_features.ipynb #8ae34859
