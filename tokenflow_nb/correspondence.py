@@ -346,10 +346,12 @@ def true_interval(
     "The largest keyframe interval up to which matches *are* good: within one token of the exact flow, over all layers in which TokenFlow matches."
     layers = [layer for layer in recording.layers if layer.side == "input"]
     distances = [distance for distance, *_ in _pairs(recording.frames, ladder(len(truth.object_mask)), 1)]
-    shares = [
-        np.mean([(endpoint_errors(recording, truth, layer, timestep, distance, most)[0] <= 1).mean() for layer in layers])
-        for distance in distances
-    ]
+
+    def share(layer: Layer, distance: int) -> float:
+        errors, _ = endpoint_errors(recording, truth, layer, timestep, distance, most)
+        return float((errors <= 1).mean()) if len(errors) else 0.0  # nothing that could be found is left in the picture
+
+    shares = [np.mean([share(layer, distance) for layer in layers]) for distance in distances]
     return last_good(distances, np.array(shares), good)
 
 # %% ../nbs/07_correspondence.ipynb #f2c3953a

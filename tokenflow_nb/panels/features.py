@@ -156,10 +156,10 @@ class FeatureState(traitlets.HasTraits):
             trajectory = getattr(self.source, "trajectory", self.source)
             self.model = self.model or load_model(trajectory.entry.meta["model"])
             recording = record(self.model, self.source, callback=lambda done, total: self._tell(stop, done, total), **self.options)
-            self.clip = self.clip or Clip(self.model.decode(trajectory.at(None)))
-        if self.clip is None:
-            raise FeatureError("clip=None: a recording does not hold the clip; give the clip that was recorded")
         recording.check(self.model, self.clip)
+        if self.clip is None and recording is self.source:
+            raise FeatureError("clip=None: a recording does not hold the clip; give the clip that was recorded")
+        self.clip = self.clip or Clip(self.model.decode(trajectory.at(None)))
         self._open(recording)
         self.progress.finish(f"recorded {len(recording.layers)} layers at {len(recording.timesteps)} timesteps of {len(recording)} frames")
         self._compare(stop)
