@@ -11,11 +11,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab export docs-readme clean
+.PHONY: help setup demo test test-widgets7 lab export docs-readme clean
 
 help: ## this list
 	@echo 'tokenflow_nb: edit a video by a sentence, and see why it works'
-	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/.installed ## .venv with everything in it (the other targets call this)
 
@@ -41,7 +41,26 @@ test: setup ## what CI runs: export is clean, notebooks, pytest
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	export HF_HUB_OFFLINE=1 HF_HOME="$$scratch/hf" TOKENFLOW_HOME="$$scratch/cache" IPYTHONDIR="$$scratch/ipython" && \
 	echo 'Notebooks' && OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 && \
-	echo 'pytest' && OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+	echo 'pytest' && OMP_NUM_THREADS=2 $(BIN)/python -m pytest && \
+	$(MAKE) --no-print-directory test-widgets7
+
+# Colab still has ipywidgets 7.7.1. These versions lie in an environment of their own, before everything else of .venv, which a
+# path file puts behind them: no second torch.
+WIDGETS7 := ipywidgets==7.7.1 ipykernel==6.17.1 ipython==7.34.0 traitlets==5.7.1 anywidget==0.9.21 jupyter_client==7.4.9 tornado==6.5.7
+
+.venv-widgets7/.installed: .venv/.installed
+	@echo "Setting up .venv-widgets7 (a minute, once)"
+	@rm -rf .venv-widgets7 && $(BIN)/python -m venv .venv-widgets7
+	@.venv-widgets7/bin/python -m pip install --quiet --disable-pip-version-check --no-input $(WIDGETS7)
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))' && \
+		{ $(BIN)/python -c "$$site"; pwd; } > "$$(.venv-widgets7/bin/python -c "$$site")/behind.pth"
+	@touch $@
+
+test-widgets7: setup .venv-widgets7/.installed ## the panels' tests with ipywidgets 7.7.1, Colab's
+	@echo 'Panels with ipywidgets 7' && \
+	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	export HF_HUB_OFFLINE=1 HF_HOME="$$scratch/hf" TOKENFLOW_HOME="$$scratch/cache" IPYTHONDIR="$$scratch/ipython" && \
+	OMP_NUM_THREADS=2 .venv-widgets7/bin/python -m pytest tests/test_panel_*.py
 
 lab: setup ## JupyterLab on nbs/
 	@$(BIN)/jupyter lab nbs
@@ -53,6 +72,6 @@ export: setup ## modules from notebooks, then notebooks without clutter
 docs-readme: setup ## README.md from nbs/index.ipynb (no Quarto needed)
 	@$(BIN)/python .ci/readme.py
 
-clean: ## remove what the other targets made, except .venv
+clean: ## remove what the other targets made, except the environments
 	@rm -rf demo _proc _docs build dist .pytest_cache .hypothesis *.egg-info
-	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

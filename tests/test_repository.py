@@ -20,6 +20,7 @@ COLAB = {  # the image of August 2026
     "matplotlib": "3.10",
     "scikit-learn": "1.6",
     "ipywidgets": "7.7.1",
+    "anywidget": "0.9.21",
     "imageio-ffmpeg": "0.6",
 }
 DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "imageio_ffmpeg": "imageio-ffmpeg"}

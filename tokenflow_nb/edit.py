@@ -243,15 +243,14 @@ class Edit:
         levels = self.model.schedule.level(timestep), self.model.schedule.level(below)
         latents = self.editor.after_step(ddim_move(self.latents, self.noise(), *levels), self.index)
         check_finite(latents, f"step {self.index + 1} of {len(self.timesteps)} (timestep {timestep})", self.model)
-        self.history.append(self.latents)
-        self.latents, self.index = latents, self.index + 1
+        self.history, self.latents, self.index = [*self.history, self.latents], latents, self.index + 1  # at once: an interrupt finds all or none
         return self
 
     def back(self) -> "Edit":
         "Undoes a step. Raises `EditError` at the start, or where a loaded edit begins."
         if not self.history:
             raise EditError(f"no step before step {self.index} is kept")
-        self.latents, self.index = self.history.pop(), self.index - 1
+        self.history, self.latents, self.index = self.history[:-1], self.history[-1], self.index - 1
         return self
 
     def run(
@@ -391,6 +390,14 @@ class EditResult:
     timings: dict[str, float]  # seconds by stage
     metrics: dict[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, edit: Edit, edited: Clip, timings: dict[str, float]) -> "EditResult":
+        "The result of an edit that is done, with the settings that it found for itself."
+        model = edit.model
+        about = dict(name=model.name, digest=model.digest, device=str(model.device), dtype=str(model.dtype))
+        config = replace(edit.config, guidance_scale=edit.guidance_scale, keyframe_interval=edit.interval)
+        return cls(edited, edit.clip, config, about, timings)
+
     def __repr__(self) -> str:
         return f"EditResult({self.config.prompt!r} · {self.edited!r} · {sum(self.timings.values()):.0f} s)"
 
@@ -485,9 +492,7 @@ def edit_video(
     if restore_size and clip.fit:
         edited = restore_clip(edited, clip.fit, whole)
     timings["decode"] = clock()
-    about = dict(name=model.name, digest=model.digest, device=str(model.device), dtype=str(model.dtype))
-    settings = replace(settings, guidance_scale=edit.guidance_scale, keyframe_interval=edit.interval)
-    result = EditResult(edited, clip, settings, about, timings)
+    result = EditResult.of(edit, edited, timings)
     if target is not None:
         result.save(target)
     return result

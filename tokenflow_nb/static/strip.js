@@ -25,6 +25,7 @@ function render({ model, el }) {
   let request = 0; // the decoding that counts: a slower, older one is dropped
   let cursor = { row: 0, frame: 0, x: 0.5, y: 0.5 };
 
+  const numberOf = (frame) => model.get("numbers")[frame] ?? frame;
   const size = () => {
     const height = model.get("height");
     const first = films.flat()[0];
@@ -74,7 +75,7 @@ function render({ model, el }) {
     pen.fillStyle = style.color;
     pen.font = `${outlined || current ? "bold " : ""}11px ${style.fontFamily}`;
     pen.textAlign = "center";
-    pen.fillText(`${current ? "▶ " : ""}${outlined ? "◆ " : ""}${frame}`, width / 2, height + 12);
+    pen.fillText(`${current ? "▶ " : ""}${outlined ? "◆ " : ""}${numberOf(frame)}`, width / 2, height + 12);
     if (!outlined && !current) return;
     pen.strokeStyle = style.getPropertyValue(outlined ? "--tfnb-accent" : "--tfnb-text").trim() || style.color;
     pen.lineWidth = 3;
@@ -143,7 +144,7 @@ function render({ model, el }) {
     const here = model.get("marks").filter((mark) => mark.frame === frame && (mark.row ?? row) === row && mark.text);
     const title = model.get("titles")[row] ?? `row ${row}`;
     const marks = here.map((mark) => `, marked ${mark.text}`).join("");
-    spoken.textContent = `${title}, frame ${frame}, ${Math.round(100 * x)} % across, ${Math.round(100 * y)} % down${marks}`;
+    spoken.textContent = `${title}, frame ${numberOf(frame)}, ${Math.round(100 * x)} % across, ${Math.round(100 * y)} % down${marks}`;
   }
 
   function placeOf(event, row) {
@@ -215,7 +216,7 @@ function render({ model, el }) {
 
   const listeners = { "change:rows": load };
   for (const name of ["titles", "height", "label"]) listeners[`change:${name}`] = layOut;
-  for (const name of ["marks", "outlined", "current"]) listeners[`change:${name}`] = draw;
+  for (const name of ["marks", "outlined", "current", "numbers"]) listeners[`change:${name}`] = draw;
   for (const [event, listener] of Object.entries(listeners)) model.on(event, listener);
   const theme = new MutationObserver(draw);
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "class"] });

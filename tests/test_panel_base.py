@@ -1,0 +1,213 @@
+"What the panels stand on, under every version of ipywidgets: threads, bytes, bounds and words."
+
+import io
+import threading
+
+import anywidget
+import ipywidgets
+import numpy as np
+import pytest
+import traitlets
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tokenflow_nb.panels.base import (
+    Busy,
+    Cache,
+    Code,
+    ErrorBox,
+    Note,
+    Panel,
+    Player,
+    Progress,
+    Strip,
+    Worker,
+    encode_film,
+    encode_png,
+    in_words,
+    progress_bar,
+)
+
+PATIENCE = 30  # seconds until a thread that should have moved counts as stuck
+
+
+def held(worker, task="rendering"):
+    "Starts work that lasts until it is cancelled, and waits until it runs."
+    running = threading.Event()
+
+    def work(stop):
+        running.set()
+        assert stop.wait(PATIENCE)
+
+    worker.start(task, work)
+    assert running.wait(PATIENCE)
+
+
+def test_work_runs_on_another_thread_and_start_returns():
+    worker, seen = Worker(), []
+    held(worker)
+    assert worker.busy and worker.task == "rendering"
+    worker.cancel()
+    assert worker.wait(PATIENCE) and not worker.busy and worker.task == ""
+    worker.start("naming", lambda stop: seen.append(threading.current_thread()))
+    worker.wait(PATIENCE)
+    assert seen and seen[0] is not threading.current_thread()
+
+
+def test_of_many_starts_at_once_one_wins():
+    worker, refused, barrier = Worker(), [], threading.Barrier(8)
+
+    def start():
+        barrier.wait(PATIENCE)
+        try:
+            worker.start("rendering", lambda stop: stop.wait(PATIENCE))
+        except Busy as busy:
+            refused.append(str(busy))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    worker.cancel()
+    assert worker.wait(PATIENCE)
+    assert len(refused) == 7 and all("already rendering" in words and "cancel" in words for words in refused)
+
+
+def test_a_late_cancel_does_not_stop_the_next_work():
+    worker = Worker(threaded=False)
+    worker.start("first", lambda stop: None)
+    worker.cancel()
+    seen = []
+    worker.start("second", lambda stop: seen.append(stop.is_set()))
+    assert seen == [False]
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_an_error_is_handed_over_and_the_worker_is_free_again(threaded):
+    errors, done = [], []
+    worker = Worker(errors.append, threaded)
+    worker.start("reading", lambda stop: [][0])
+    worker.wait(PATIENCE)
+    worker.start("reading", lambda stop: done.append(True))
+    worker.wait(PATIENCE)
+    assert [type(error) for error in errors] == [IndexError] and done == [True]
+
+
+def test_closing_ends_the_thread_and_refuses_the_rest():
+    worker = Worker()
+    held(worker)
+    worker.close()
+    assert worker.wait(PATIENCE)
+    with pytest.raises(Busy, match="closed"):
+        worker.start("rendering", lambda stop: None)
+
+
+def test_progress_is_told_ten_times_a_second_at_most_and_the_end_always():
+    progress, told = Progress(), []
+    progress.observe(lambda change: told.append(change.new), "text")
+    for done in range(1, 1001):
+        progress.update(done, 1000, f"step {done}")
+    assert told[0] == "step 1" and told[-1] == "step 1000" and progress.fraction == 1
+    assert len(told) < 100
+
+
+def test_the_time_left_counts_what_this_start_has_done(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("tokenflow_nb.panels.base.time.monotonic", lambda: clock[0])
+    progress = Progress()
+    progress.start()
+    for now, done in ((100, 50), (110, 60)):  # a resumed run: 50 were done before
+        clock[0] = now
+        progress.update(done, 100, "editing")
+    assert progress.text == "editing · about 40 s left"
+
+
+@given(
+    st.integers(1, 12), st.integers(1, 12), st.sampled_from([(), (3,), (4,)]), st.integers(0, 2**32 - 1)
+)
+def test_png_gives_the_same_pixels_back(height, width, channels, seed):
+    picture = np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8)
+    assert (np.asarray(Image.open(io.BytesIO(encode_png(picture)))) == picture).all()
+    assert (np.asarray(Image.open(io.BytesIO(encode_png(picture[::-1, ::-1])))) == picture[::-1, ::-1]).all()
+
+
+@pytest.mark.parametrize("bad", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8), "picture"])
+def test_what_is_no_picture_is_refused(bad):
+    with pytest.raises(ValueError, match="give uint8 of shape"):
+        encode_png(bad)
+
+
+@pytest.mark.parametrize("size, expected", [((100, 300), (32, 96)), ((20, 30), (20, 30)), ((1000, 2), (32, 1))])
+def test_films_are_made_smaller_never_larger(size, expected):
+    film = encode_film(np.zeros((2, *size, 3), np.uint8), height=32)
+    assert [Image.open(io.BytesIO(frame)).size[::-1] for frame in film] == [expected] * 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60)), max_size=60))
+def test_the_cache_is_bounded_and_keeps_the_last(requests):
+    cache, made = Cache(max_bytes=100), {}
+    for name, size in requests:
+        size = made.setdefault(name, size)
+        assert cache.get(name, lambda: bytes(size)) == bytes(size)
+        assert cache.nbytes == sum(made[kept] for kept in made if kept in cache) <= 100
+        assert name in cache
+    cache.clear()
+    assert len(cache) == cache.nbytes == 0
+
+
+@pytest.mark.parametrize("text", ["<img src=x onerror=alert(1)>", "a & b", "it's \"quoted\"", "naïve 星"])
+def test_text_is_shown_as_it_is(text):
+    box, words = ErrorBox(), Note(text)
+    box.show(text)
+    assert box.text == text
+    assert "<img" not in box.value + words.value
+    box.clear()
+    assert box.value == ""
+
+
+def test_errors_have_words_even_without_a_message():
+    assert in_words(ValueError("prompt is empty")) == "prompt is empty"
+    assert in_words(MemoryError()) == "MemoryError"
+    assert in_words(KeyError("up 1")) == "KeyError: 'up 1'"
+
+
+@pytest.mark.parametrize("widget", [Strip, Player, Code])
+def test_canvases_are_only_traits_and_a_script(widget):
+    made = widget()
+    assert isinstance(made, anywidget.AnyWidget)
+    state = made.get_state()
+    assert "export default" in state["_esm"] and "--tfnb-accent" in state["_css"]
+    own = set(widget.class_own_traits())
+    assert all(made.traits()[name].help for name in own - {"_esm", "_css"} if not name.startswith("_"))
+
+
+def test_a_click_is_a_plain_value():
+    strip, places = Strip(rows=[[b"png"]]), []
+    strip.observe(lambda change: places.append(change.new), "picked")
+    strip.set_state({"picked": dict(row=0, frame=3, x=0.5, y=0.25)})  # as the browser sends it
+    assert places == [dict(row=0, frame=3, x=0.5, y=0.25)]
+
+
+class State(traitlets.HasTraits):
+    error, closed = traitlets.Unicode(), traitlets.Int()
+
+    def close(self):
+        self.closed += 1
+
+
+def test_a_panel_shows_its_errors_and_closes_everything_inside():
+    button, progress = ipywidgets.Button(description="Run"), Progress()
+    bar = progress_bar(progress)
+    panel = Panel(State(), [ipywidgets.HBox([button]), bar], "example")
+    panel.state.error = "no <b>clip</b>"
+    assert panel.errors.text == "no <b>clip</b>" and "<b>" not in panel.errors.value
+    panel.state.error = ""
+    assert panel.errors.value == ""
+    progress.update(1, 2, "editing")
+    assert bar.children[0].value == 0.5
+    panel.close()
+    panel.close()
+    assert panel.state.closed == 1
+    assert panel.comm is None and button.comm is None and bar.children[0].comm is None
