@@ -1,0 +1,334 @@
+"DenoisePanel without a browser: every button on every kind of edit, and a state that no interruption can spoil."
+
+import signal
+import threading
+import weakref
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenflow_nb.edit import Edit, EditConfig, EditError
+from tokenflow_nb.inversion import invert
+from tokenflow_nb.model import ddim_move, load_model
+from tokenflow_nb.panels.base import Cache, Worker
+from tokenflow_nb.panels.denoise import Branch, DenoisePanel, DenoiseState, clean_from_step, decode_here, schedule_picture
+from tokenflow_nb.store import Store
+from tokenflow_nb.toy.world import Scene
+
+STEPS, SCENE = 4, Scene("star", "blue", "grass", velocity=(0.8, -0.3))
+PATIENCE = 120  # seconds that a thread may take on a slow machine
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("toy", device="cpu")
+
+
+@pytest.fixture
+def make_edit(model, tmp_path):
+    "Makes an edit of a few small frames, at its start."
+
+    def make(frames=2, **changes):
+        options = dict(source_prompt=SCENE.caption, num_inference_steps=STEPS, keyframe_interval=min(2, frames)) | changes
+        clip = SCENE.render(frames, size=32)
+        trajectory = invert(model, clip, SCENE.caption, STEPS, store=Store(tmp_path / "store"), progress=False)
+        return Edit(model, trajectory, EditConfig("a gold star on grass", **options), clip)
+
+    return make
+
+
+@pytest.fixture
+def make_panel(make_edit, tmp_path):
+    "Makes panels, and closes them."
+    panels = []
+
+    def make(edit=None, threaded=False):
+        panels.append(DenoisePanel(edit or make_edit(), Store(tmp_path / "features"), Worker(threaded=threaded)))
+        assert panels[-1].state.worker.wait(PATIENCE)
+        return panels[-1]
+
+    yield make
+    for panel in panels:
+        panel.close()
+        panel.state.worker.wait(PATIENCE)
+
+
+class Hook:
+    "Counts a module's calls, and does something in one of them."
+
+    def __init__(self, module, at=None, act=None):
+        self.calls, self.at, self.act = 0, at, act
+        self.handle = module.register_forward_pre_hook(self)
+
+    def __call__(self, module, inputs):
+        self.calls += 1
+        if self.calls == self.at:
+            self.act()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.handle.remove()
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+@given(st.floats(0.01, 0.95), st.floats(0.01, 0.999), st.integers(0, 1000))
+def test_clean_frames_follow_from_a_step(level, other, seed):
+    if abs(level - other) < 0.01:
+        return
+    clean, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)).double().unbind(0)
+    before = level**0.5 * clean + (1 - level) ** 0.5 * noise
+    assert torch.allclose(clean_from_step(before, ddim_move(before, noise, level, other), level, other), clean, atol=1e-6)
+
+
+def test_a_step_without_a_change_of_level_is_refused():
+    with pytest.raises(ValueError, match="without a change of level"):
+        clean_from_step(torch.zeros(1), torch.zeros(1), 0.3, 0.3)
+
+
+@pytest.mark.parametrize("method", ["pnp", "sdedit"])
+def test_clean_frames_are_the_models_own(make_edit, method):
+    branch = Branch(make_edit(method=method, strength=0.5))
+    while not branch.edit.done:
+        believed = branch.edit.clean()
+        branch.reach(branch.edit.index + 1)
+        assert torch.allclose(branch.clean(branch.edit.index), believed, atol=1e-4)
+    assert branch.first == (2 if method == "sdedit" else 0) and branch.clean(branch.first) is None
+
+
+def test_looking_costs_no_call_of_the_unet(make_edit, make_panel, model):
+    panel = make_panel()
+    with Hook(model.unet) as unet:
+        panel.controls.step.click()
+        assert unet.calls == 2  # keyframes, frames
+    with Hook(model.unet) as unet, Hook(model.vae.decoder) as decoder:
+        panel.controls.back.click()
+        panel.controls.step.click()
+        assert unet.calls == decoder.calls == 0 and panel.player.names[1] == "A: predicted clean"
+
+
+def test_the_cache_is_bounded_and_a_forgotten_picture_is_made_again(make_edit):
+    state = DenoiseState(make_edit(), Worker(threaded=False), Cache(max_bytes=8_000))
+    for _ in range(STEPS):
+        state.step()
+        decode_here(state)
+    assert 0 < state.cache.nbytes <= 8_000
+    state.jump(1)
+    assert state.seen(0, "clean", 0, 1) is None
+    decode_here(state, [0])
+    assert state.seen(0, "clean", 0, 1)
+
+
+@pytest.mark.parametrize("rule", ["paper", "joint", "per_frame"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_every_button_for_any_number_of_frames(make_edit, make_panel, frames, rule):
+    panel = make_panel(make_edit(frames, rule=rule))
+    panel.features.value = True
+    for button in (panel.controls.step, panel.controls.step, panel.controls.back, panel.controls.run):
+        button.click()
+        assert panel.errors.text == ""
+    assert panel.state.position == STEPS and [len(film) for film in panel.player.films] == [frames, frames]
+    drawn = panel.boxes[0].strip.outlined
+    assert len(drawn) == {"paper": -(-frames // 2), "joint": frames, "per_frame": 0}[rule]
+    assert panel.boxes[0].strip.titles == ["latents, decoded", "predicted clean", "source features", "edited features"]
+
+
+def test_the_keyframes_shown_are_those_of_the_step(make_edit, make_panel):
+    edit = make_edit(4)
+    panel = make_panel(edit)
+    assert panel.boxes[0].strip.outlined == []
+    for step in range(STEPS):
+        panel.controls.step.click()
+        assert panel.boxes[0].strip.outlined == edit.keyframes[step].tolist()
+
+
+def test_a_panel_on_a_finished_edit(make_edit, make_panel):
+    panel = make_panel(make_edit().run())
+    assert panel.state.position == STEPS and panel.controls.run.disabled and panel.controls.step.disabled
+    panel.controls.step.click()
+    assert "the edit is done" in panel.errors.text
+    panel.controls.back.click()
+    assert panel.errors.text == "" and panel.state.position == STEPS - 1
+    panel.controls.jump.value = 0
+    assert panel.state.position == 0 and panel.controls.back.disabled
+    panel.controls.back.click()
+    assert "no step before step 0" in panel.errors.text
+
+
+def test_a_panel_on_an_edit_that_was_loaded(make_edit, make_panel, model, tmp_path):
+    path = make_edit().step().step().save(tmp_path / "edit.safetensors")
+    panel = make_panel(Edit.load(path, model, Store(tmp_path / "store")))
+    assert panel.state.position == panel.controls.jump.min == 2 and panel.player.names[1] == "A: latents, decoded"
+    panel.controls.run.click()
+    assert panel.errors.text == "" and torch.equal(panel.state.branches[0].edit.latents, make_edit().run().latents)
+
+
+def test_a_panel_on_a_failed_edit(make_edit, make_panel):
+    edit = make_edit().step()
+    edit.latents = edit.latents * float("nan")
+    panel = make_panel(edit)
+    panel.controls.run.click()
+    assert "latents are not finite after step 2 of 4" in panel.errors.text
+    assert panel.state.position == edit.index == 1 and not panel.state.worker.busy
+
+
+def test_a_panel_on_an_edit_whose_source_is_gone(make_edit, make_panel, tmp_path):
+    panel = make_panel(make_edit())
+    Store(tmp_path / "store").clear()
+    panel.controls.run.click()
+    assert "run invert() again" in panel.errors.text and panel.state.position == 0
+    panel.fork.fields["prompt"].value = "a red star"
+    panel.fork.fork.click()
+    assert "run invert() again" in panel.errors.text and len(panel.state.branches) == 1
+
+
+def test_a_closed_panel_says_so_and_keeps_nothing(make_edit, make_panel):
+    edit = make_edit()
+    panel = make_panel(edit)
+    panel.fork.fields["prompt"].value = "a red star"
+    panel.fork.fork.click()
+    fork = weakref.ref(panel.state.branches[1].edit)
+    panel.close()
+    panel.close()
+    assert fork() is None and len(panel.state.cache) == 0
+    panel.controls.run.click()
+    assert "closed" in panel.state.error
+    assert edit.run().done  # the user's edit goes on without it
+
+
+def test_what_is_no_edit_is_refused():
+    with pytest.raises(TypeError, match="give an Edit"):
+        DenoisePanel("edit")
+
+
+def test_an_interrupt_on_the_calling_thread_spoils_nothing(make_edit, make_panel, model):
+    panel = make_panel()
+    for at in (1, 2, 3, 4):  # in the keyframe pass and in the frame pass
+        with Hook(model.unet, at, interrupt), pytest.raises(KeyboardInterrupt):
+            panel.controls.run.click()
+        assert panel.state.position == panel.state.branches[0].edit.index < STEPS
+        assert panel.controls.jump.value == panel.state.position and not panel.controls.run.disabled
+    panel.controls.run.click()
+    assert torch.equal(panel.state.branches[0].edit.latents, make_edit().run().latents)
+
+
+def test_an_interrupt_of_the_kernel_leaves_a_run_alone(make_edit, make_panel, model):
+    "The signal reaches the kernel's main thread; the worker's run goes on to the same latents."
+    panel, reached, go_on = make_panel(threaded=True), threading.Event(), threading.Event()
+
+    def meet():
+        reached.set()
+        go_on.wait(PATIENCE)
+
+    with Hook(model.unet, 3, meet):
+        panel.controls.run.click()
+        assert reached.wait(PATIENCE)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        go_on.set()
+        assert panel.state.worker.wait(PATIENCE)
+    assert panel.state.position == STEPS and panel.errors.text == ""
+    assert torch.equal(panel.state.branches[0].edit.latents, make_edit().run().latents)
+
+
+def test_two_clicks_on_run_and_clicks_in_a_run(make_edit, make_panel, model):
+    panel, reached, go_on = make_panel(threaded=True), threading.Event(), threading.Event()
+
+    def meet():
+        reached.set()
+        go_on.wait(PATIENCE)
+
+    with Hook(model.unet, 1, meet) as unet:
+        panel.controls.run.click()
+        assert reached.wait(PATIENCE)
+        panel.controls.run.click()
+        assert panel.errors.text == "" and panel.controls.run.disabled and not panel.controls.pause.disabled
+        panel.controls.back.click()
+        assert "already running" in panel.errors.text
+        go_on.set()
+        assert panel.state.worker.wait(PATIENCE)
+        assert unet.calls == 2 * STEPS
+    assert torch.equal(panel.state.branches[0].edit.latents, make_edit().run().latents)
+
+
+def test_pause_stops_after_the_step_and_run_goes_on(make_edit, make_panel, model):
+    panel, reached, go_on = make_panel(threaded=True), threading.Event(), threading.Event()
+
+    def meet():
+        reached.set()
+        go_on.wait(PATIENCE)
+
+    with Hook(model.unet, 3, meet):
+        panel.controls.run.click()
+        assert reached.wait(PATIENCE)
+        panel.controls.pause.click()
+        go_on.set()
+        assert panel.state.worker.wait(PATIENCE)
+    assert panel.state.position == 2
+    assert [len(film) for film in panel.player.films] == [2, 2]  # and all its frames are decoded
+    panel.controls.run.click()
+    assert panel.state.worker.wait(PATIENCE)
+    assert torch.equal(panel.state.branches[0].edit.latents, make_edit().run().latents)
+
+
+def test_closing_in_a_run_ends_its_thread(make_edit, make_panel, model):
+    edit = make_edit()
+    panel, reached, go_on = make_panel(edit, threaded=True), threading.Event(), threading.Event()
+
+    def meet():
+        reached.set()
+        go_on.wait(PATIENCE)
+
+    with Hook(model.unet, 1, meet):
+        panel.controls.run.click()
+        assert reached.wait(PATIENCE)
+        panel.close()
+        go_on.set()
+        assert panel.state.worker.wait(PATIENCE)
+    assert edit.index == 1 and edit.run().done
+
+
+def test_forks_stand_beside_their_parent(make_edit, make_panel):
+    panel = make_panel()
+    panel.controls.step.click()
+    panel.fork.fields["pnp_attn_t"].value = 0.0
+    panel.fork.fields["prompt"].value = "a <b>red</b> star"
+    panel.fork.fork.click()
+    panel.controls.run.click()
+    parent, fork = panel.state.branches
+    assert torch.equal(parent.edit.latents, make_edit().run().latents) and not torch.equal(fork.edit.latents, parent.edit.latents)
+    assert len(panel.strips.children) == 2 and panel.player.names == ["source", "A: predicted clean", "B: predicted clean"]
+    assert "attention: not injected" in panel.boxes[1].schedule.value and "attention injected" in panel.boxes[0].schedule.value
+    assert "<b>" not in panel.boxes[1].title.value and "from step 1" in panel.boxes[1].title.value
+    panel.controls.jump.value = 1
+    assert panel.boxes[0].strip.rows[1] == panel.boxes[1].strip.rows[1]  # the step that they share
+
+
+def test_a_fork_that_decides_what_is_done_is_refused_in_words(make_edit):
+    state = DenoiseState(make_edit(), Worker(threaded=False))
+    state.step()
+    with pytest.raises(EditError, match="method decides steps already taken"):
+        state.fork(method="sdedit")
+    with pytest.raises(ValueError, match="did you mean 'prompt'"):
+        state.fork(promt="a star")
+    assert len(state.branches) == 1
+
+
+def test_unknown_layers_are_said_with_those_there_are(make_panel):
+    panel = make_panel()
+    panel.controls.step.click()
+    panel.layer.options = [*panel.layer.options, "up 9 · 1×1 · attn 0"]
+    panel.layer.value, panel.features.value = "up 9 · 1×1 · attn 0", True
+    assert "There are" in panel.errors.text and "attn" in panel.errors.text
+
+
+def test_the_schedule_is_readable_without_colours():
+    picture = schedule_picture([1.0, 0.5, 0.0], 1, dict(attention=1, features=0))
+    assert 'aria-label="step 1 of 2, noise level 0.50; injected: attention up to step 1"' in picture
+    assert "attention injected: steps 1–1" in picture and "features: not injected" in picture
