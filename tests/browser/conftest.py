@@ -155,7 +155,7 @@ def shots(tmp_path, request):
         panel, files, faults = page.locator(selector).first, [], []
         for theme, title in THEMES.items():
             page.evaluate("name => jupyterapp.commands.execute('apputils:change-theme', { theme: name })", title)
-            page.locator(f'body[data-jp-theme-name="{title}"]').wait_for()
+            page.locator(f'body[data-jp-theme-name="{title}"]').wait_for(state="attached")
             for label, width in dict(wide=WIDE, narrow=NARROW).items():
                 page.set_viewport_size(dict(width=width, height=TALL))
                 if label == "narrow":  # the panel itself is so narrow, not the window around it

@@ -167,7 +167,7 @@ class FeatureState(traitlets.HasTraits):
     def _tell(self, stop: threading.Event, done: int, total: int) -> None:
         if stop.is_set():
             raise _Stopped
-        self.progress.update(done, total, "recording")
+        self.progress.update(done, total, f"recording {done} of {total} frames and timesteps")
 
     def _open(self, recording: Recording) -> None:
         "Shows a recording, at the layer and timestep looked at before if they are there."
@@ -308,6 +308,7 @@ class FeaturePanel(Panel):
             self.strip.cells, self.strip.titles, self.strip.rows = recording.layer(state.layer).grid[1], state.titles, state.films
             self.player.names, self.player.films = ["clip", "components", "found again"], state.films
             self.strip.current = self.player.frame = state.frame
+            self.strip.numbers = recording.frames
         finally:
             self._following = False
 
