@@ -1,1 +1,7 @@
 "Panels for a notebook: look at features, step through a denoising, edit a clip, compare clips."
+
+from .compare import ComparePanel
+from .edit import EditPanel
+from .features import FeaturePanel
+
+__all__ = ["ComparePanel", "EditPanel", "FeaturePanel"]
