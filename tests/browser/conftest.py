@@ -20,6 +20,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
 FLAGS = (
@@ -27,6 +28,7 @@ FLAGS = (
 )
 START, WORK = 300_000, 240_000  # milliseconds: until the lab or a kernel is up, until a piece of work is done
 WIDE, NARROW, TALL = 1200, 400, 2200  # pixels
+KERNEL = "jupyterapp.shell.currentWidget?.sessionContext.session?.kernel"
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 
@@ -54,7 +56,11 @@ def lab(tmp_path_factory, _no_user_cache):
     "Folder and address of a JupyterLab that knows no user's settings."
     root, port = tmp_path_factory.mktemp("lab"), free_port()
     own = {f"JUPYTER_{name}_DIR": str(root / f".{name.lower()}") for name in ("CONFIG", "DATA", "RUNTIME")}
+    own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     own |= {f"JUPYTERLAB_{name}_DIR": str(root / f".lab-{name.lower()}") for name in ("SETTINGS", "WORKSPACES")}
+    news = root / ".lab-settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    news.parent.mkdir(parents=True)
+    news.write_text('{"fetchNews": "false"}')  # its question would lie over the page
     options = (
         f"--allow-root --no-browser --expose-app-in-browser --port={port} --ServerApp.port_retries=0 --ServerApp.ip=127.0.0.1 "
         f"--IdentityProvider.token= --ServerApp.root_dir={root} --LabApp.extension_manager=readonly"
@@ -88,7 +94,15 @@ def browser():
 
 
 @pytest.fixture
-def show(lab, browser, request):
+def folder(tmp_path):
+    "Where screenshots go."
+    folder = Path(os.environ.get("TOKENFLOW_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def show(lab, browser, request, folder):
     "Runs a cell in a new notebook and waits until what it shows matches a selector. Returns the page."
     root, url = lab
     context = browser.new_context(viewport=dict(width=WIDE, height=TALL), permissions=["clipboard-read", "clipboard-write"])
@@ -101,15 +115,20 @@ def show(lab, browser, request):
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=kernel), root / name)
         page.goto(f"{url}/lab/workspaces/{request.node.name}/tree/{name}?reset", timeout=START)
         page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=START)
+        # before there is a session the page says idle too, and a cell that is run then is dropped
+        page.wait_for_function(f"{KERNEL}?.connectionStatus === 'connected'", timeout=START)
+        page.evaluate(f"{KERNEL}.info.then(() => true)")
         page.evaluate("jupyterapp.shell.collapseLeft()")
         page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-editor").first.click()
         page.keyboard.press("Shift+Enter")
-        found = page.locator(f"{selector}, .jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").first
+        failed = ".jp-OutputArea-output:has-text('Traceback (most recent call last)')"
+        found = page.locator(f"{selector}, {failed}").first
         found.wait_for(timeout=START)
-        assert page.locator(selector).count(), found.inner_text()
+        assert not page.locator(failed).count(), found.inner_text()
         return page
 
     yield shown
+    page.screenshot(path=folder / f"{request.node.name}-end.png")
     with contextlib.suppress(Exception):  # a page that never came has no kernel
         page.evaluate("jupyterapp.serviceManager.sessions.shutdownAll()")
     context.close()
@@ -146,10 +165,8 @@ FAULTS = """(panel) => {
 
 
 @pytest.fixture
-def shots(tmp_path, request):
+def shots(folder):
     "Takes a panel's picture in both themes, wide and narrow, and fails on faults of the layout. Returns the files."
-    folder = Path(os.environ.get("TOKENFLOW_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
 
     def taken(page, selector: str, name: str) -> list[Path]:
         panel, files, faults = page.locator(selector).first, [], []
