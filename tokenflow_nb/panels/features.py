@@ -31,11 +31,11 @@ def trace_marks(
     grid: tuple[int, int],  # rows and columns of tokens
 ) -> list[dict[str, Any]]:
     "Marks for a `Strip` with the rows clip, components, redundancy: a ring for each match."
-    low = min(float(found.similarity.min()), 0.999)
-    marks = []
+    others, marks = found.similarity[[frame != found.frame for frame in found.frames]], []
+    low, high = (others.min(), others.max()) if len(others) else (0.0, 1.0)
     for place, ((row, column), similarity, cycle) in enumerate(zip(found.tokens, found.similarity, found.cycle)):
         is_start = found.frames[place] == found.frame
-        colour = "#ffffff" if is_start else to_hex(colormaps["plasma"](float((similarity - low) / (1 - low))))
+        colour = "#ffffff" if is_start else to_hex(colormaps["plasma"](float((similarity - low) / max(high - low, 1e-6))))
         at = dict(frame=place, x=float((column + 0.5) / grid[1]), y=float((row + 0.5) / grid[0]), colour=colour)
         texts = ("start", "") if is_start else (f"↺ {cycle:.0f}", f"{similarity:.2f}")
         marks += [at | dict(row=0, text=texts[0]), at | dict(row=1, text=texts[1]), at | dict(row=2, text="")]
@@ -44,14 +44,14 @@ def trace_marks(
 
 def trace_words(found: Trace) -> str:
     "What the marks say, in a sentence."
-    others = [place for place, frame in enumerate(found.frames) if frame != found.frame]
+    others = [frame != found.frame for frame in found.frames]
     start = f"Token {found.token} (row, column) of frame {found.frame}"
-    if not others:
+    if not any(others):
         return f"{start}: there is no other frame to find it in."
     similarity, cycle = found.similarity[others], found.cycle[others]
     return (
-        f"{start}: found in {len(others)} other frames with similarity {similarity.min():.2f} (blue) to 1 (yellow); "
-        f"{int((cycle <= 1).sum())} of {len(others)} matches lead back to it (cycle error ↺ at most 1 token; on average {cycle.mean():.1f})."
+        f"{start}: found in {sum(others)} other frames with similarity {similarity.min():.2f} (blue) to {similarity.max():.2f} (yellow); "
+        f"{int((cycle <= 1).sum())} of {sum(others)} matches lead back to it (cycle error ↺ at most 1 token; on average {cycle.mean():.1f})."
     )
 
 # %% ../../nbs/panels/01_features.ipynb #bc64f29f
