@@ -125,8 +125,8 @@ def masked_psnr(
     error = ((first.frames.astype(np.float64) - second.frames) ** 2).mean(-1) * counted
     pixels = counted.sum((1, 2))
     per_frame = np.where(pixels > 0, _decibel(error.sum((1, 2)) / np.maximum(pixels, 1)), np.nan)
-    where = "all pixels" if mask is None else f"{counted.mean():.0%} of the pixels"
-    return Measure("psnr", _decibel(error.sum() / counted.sum()), per_frame, "dB", dict(over=where, mean="of the squared error over frames"))
+    about = dict(over="all pixels" if mask is None else "mask", mean="of the squared error over frames", share=f"{counted.mean():.0%}")
+    return Measure("psnr", _decibel(error.sum() / counted.sum()), per_frame, "dB", about)
 
 # %% ../nbs/10_metrics.ipynb #18f64576
 def ssim(
