@@ -83,7 +83,8 @@ def keep_upload(
     content: bytes,
 ) -> Path:
     "The file in the cache that holds an upload."
-    path = cache_home() / "uploads" / digest(content) / (Path(name.replace("\\", "/")).name or "video")
+    plain = Path(name.replace("\\", "/")).name.strip(".") or "video"  # "..", too, is a name
+    path = cache_home() / "uploads" / digest(content) / plain
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
@@ -287,6 +288,7 @@ class EditState(traitlets.HasTraits):
                 self.error, self.note = "", ""
                 self.progress.start(task)
                 work(stop)
+                self.error = ""  # a second start that was refused meanwhile
             finally:
                 if self._closed:
                     self._free()
@@ -351,6 +353,8 @@ class EditState(traitlets.HasTraits):
         clip, last = self._clip(model, positions), self._runs.get(kind)
         if last is None or not last.same(model, clip, config):
             self._runs[kind] = Run(model, clip, config, self.store, last)
+            if last and last.climb is not self._runs[kind].climb:
+                last.close()
         run = self._runs[kind]
         result = run.go(stop, self.progress)
         self.note = "\n".join(run.warnings)
