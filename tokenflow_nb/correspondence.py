@@ -185,7 +185,8 @@ def curve_figure(
     axes = figure.subplots()
     for (name, (distances, values)), marker in zip(curves.items(), "osv^Dx*P" * len(curves)):
         axes.plot(distances, values, marker=marker, markersize=4, label=name)
-    axes.set(xlabel="distance in frames", ylabel=label)
+    axes.set(xlabel="distance in frames")
+    axes.set_ylabel(label, fontsize=8)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
