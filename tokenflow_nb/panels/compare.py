@@ -270,13 +270,14 @@ def vote_table(vote: Vote) -> str:
     rows = []
     for preference in vote.preferences():
         low, high = preference.interval
-        cells = (preference.clip, preference.other, f"{preference.wins} of {preference.trials}", f"{low:.0%} to {high:.0%}", preference.verdict)
+        cells = (f"{preference.clip} over {preference.other}", f"{preference.wins} of {preference.trials}", f"{low:.0%}–{high:.0%}", preference.verdict)
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    head = "".join(f"<th>{title}</th>" for title in ("this", "was preferred to", "answers", "95 % interval", "so"))
+    head = "".join(f"<th>{title}</th>" for title in ("preferred", "answers", "95 % interval", "verdict"))
     side = vote.chose_a
     low, high = side.interval
     note = f"A was chosen {side.wins} of {side.trials} times (95 %: {low:.0%} to {high:.0%}). Order from seed {vote.seed}. Wilson's intervals."
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table><p>{note}</p>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<div style="overflow-x:auto">{table}</div><div class="tfnb-note">{note}</div>'
 
 # %% ../../nbs/panels/04_compare.ipynb #1e3d5314
 _NARROW, _WRAP = dict(description_width="initial"), dict(flex_flow="row wrap", align_items="center")
@@ -311,12 +312,12 @@ class ComparePanel(Panel):
         names: Sequence[str] | None = None,  # one for each; None: "clip 1", "clip 2", ...
     ):
         state = CompareState(clips, names)
-        self.player, self.booth, self.result = Player(fps=state.clips[0].fps), Booth(), ipywidgets.HTML()
+        self.player, self.booth, self.result = Player(fps=state.clips[0].fps), Booth(), ipywidgets.HTML(layout=dict(width="auto", max_width="100%"))
         self.first, self.second, self.view = (ipywidgets.Dropdown(description=text, style=_NARROW) for text in ("Left", "Right", "View"))
         self.row = ipywidgets.IntSlider(state.row, 0, state.clips[0].size[0] - 1, description="Row", style=_NARROW)
         self.view.options, self._following = VIEWS, False
         for chooser in (self.first, self.second, self.view, self.row):
-            chooser.layout = dict(width="auto", max_width="100%")
+            chooser.layout = dict(width="240px" if chooser is self.row else "auto", max_width="100%")
         self.choosers = ipywidgets.HBox([self.first, self.second, self.view, self.row], layout=_WRAP)
         super().__init__(state, [self.choosers, self.player, self.booth, self.result], "compare")
         for trait in ("first", "second", "view", "row"):
