@@ -81,7 +81,7 @@ def test_a_state_shows_what_is_chosen(state):
 def test_pictures_are_made_once(state, monkeypatch):
     state.layer = COARSE
     state.layer = FINE
-    monkeypatch.setattr("tokenflow_nb.panels.features.pca", lambda *_: pytest.fail("projected twice"))
+    monkeypatch.setattr("tokenflow_nb.panels.features.pca", lambda *_, **__: pytest.fail("projected twice"))
     monkeypatch.setattr("tokenflow_nb.panels.features.redundancy", lambda *_, **__: pytest.fail("compared twice"))
     state.layer = COARSE
 

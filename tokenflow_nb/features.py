@@ -375,10 +375,11 @@ def pca(
     timestep: int | None = None,  # None: the middle one of those recorded
     components: int = 3,
     largest: int = _LARGEST,  # numbers in memory at a time; more are fitted block by block
+    reference: Projection | None = None,  # that of the middle timestep, where it is at hand
 ) -> Projection:
     "A `Projection` joint over all recorded frames, with signs and order as at the middle timestep. Raises `FeatureError`."
     layer, timestep, middle = recording.layer(layer), recording.timestep(timestep), recording.timestep(None)
-    reference = _rare_is_bright(_fit(recording, layer, middle, components, largest))
+    reference = reference or _rare_is_bright(_fit(recording, layer, middle, components, largest))
     return reference if timestep == middle else align(_fit(recording, layer, timestep, components, largest), reference)
 
 # %% ../nbs/07_features.ipynb #23ff9130

@@ -84,6 +84,11 @@ def _favourite(layers: Sequence[Layer]) -> Layer:
     return ups[max(0, len(ups) * 2 // 3 - 1)] if ups else layers[-1]
 
 
+def _counted(projection: Projection) -> tuple[Projection, np.ndarray]:
+    "The projection, and beside it the array whose size a `Cache` counts."
+    return projection, projection.scores
+
+
 class FeatureState(traitlets.HasTraits):
     "What a `FeaturePanel` shows. Setting a layer, timestep or frame that is not recorded raises `FeatureError` with those that are."
 
@@ -211,12 +216,18 @@ class FeatureState(traitlets.HasTraits):
         with self._lock:  # the worker shows too; whoever comes last shows what is looked at by then
             layer, key = self.recording.layer(self.layer), (self.layer, self.timestep)
             film = self.cache.get("clip", lambda: encode_film(self.clip.frames[self.recording.frames], height=96))
-            projection, *components = self.cache.get(("pca", *key), lambda: _components(self.recording, *key))
+            projection, *components = self.cache.get(("pca", *key), self._components)
             found, *again = self.cache.get(("redundancy", *key), list) if ("redundancy", *key) in self.cache else [None]
             again = again or encode_film(np.full((1, *layer.grid, 3), 128, np.uint8)) * len(film)
             self.titles = row_titles(self.recording.kind, layer, self.timestep, projection, found)
             self.films = [film, components, again]
             self._match(None)
+
+    def _components(self) -> list:
+        "The projection of what is looked at, and its film. That of the middle timestep is kept: it decides order and signs."
+        middle, _ = self.cache.get(("middle", self.layer), lambda: _counted(pca(self.recording, self.layer)))
+        projection = pca(self.recording, self.layer, self.timestep, reference=middle)
+        return [projection, *encode_film(colours(projection.scores))]
 
     @traitlets.observe("point")
     def _match(self, change) -> None:
@@ -226,12 +237,6 @@ class FeatureState(traitlets.HasTraits):
         found = trace(self.recording, self.layer, self.timestep, frame, place)
         self.marks = trace_marks(found, self.recording.layer(self.layer).grid)
         self.words = trace_words(found)
-
-
-def _components(recording: Recording, layer: str, timestep: int) -> list:
-    "The projection without its scores, and its film."
-    projection = pca(recording, layer, timestep)
-    return [projection, *encode_film(colours(projection.scores))]
 
 # %% ../../nbs/panels/01_features.ipynb #9c7cb989
 _WRAP = dict(flex_flow="row wrap", max_width="100%")
