@@ -284,7 +284,7 @@ def main(arguments: list[str] | None = None) -> dict:
             save_sheet(options.sheet, clips, labels)
     training = Path(TOY_FOLDER if options.model == "toy" else options.model) / "training.md"
     figures["about"] = dict(
-        command=f"python -m tokenflow_nb.toy.evaluate --scenes {options.scenes} --frames {options.frames} --steps {options.steps}",
+        command=f"python -m tokenflow_nb.toy.evaluate --scenes {options.scenes} --frames {options.frames} --steps {options.steps} --rules {options.rules}",
         machine=f"{options.processes} cores, {platform.machine()}", minutes=(time.time() - start) / 60, digest=model.digest,
         guidance_scale=model.guidance_scale, training=training.read_text().strip() if training.exists() else "",
     )
