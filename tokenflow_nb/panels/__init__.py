@@ -1,7 +1,8 @@
 "Panels for a notebook: look at features, step through a denoising, edit a clip, compare clips."
 
 from .compare import ComparePanel
+from .denoise import DenoisePanel
 from .edit import EditPanel
 from .features import FeaturePanel
 
-__all__ = ["ComparePanel", "EditPanel", "FeaturePanel"]
+__all__ = ["ComparePanel", "DenoisePanel", "EditPanel", "FeaturePanel"]
