@@ -119,6 +119,7 @@ def show(lab, browser, request, folder):
         # before there is a session the page says idle too, and a cell that is run then is dropped
         page.wait_for_function(f"{KERNEL}?.connectionStatus === 'connected'", timeout=START)
         page.evaluate(f"{KERNEL}.info.then(() => true)")
+        page.evaluate(f"{KERNEL}.requestCommInfo({{}}).then(() => true)")  # and what asks for widgets at the start has its answer
         page.evaluate("jupyterapp.shell.collapseLeft()")
         page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-editor").first.click()
         page.keyboard.press("Shift+Enter")
