@@ -34,6 +34,7 @@ def test_a_person_walks_an_edit_and_forks_it(show, shots):
         "Waits until every branch stands there, and every frame is decoded."
         expect(notes.filter(has_text=f"step {step} of 5")).to_have_count(branches, timeout=240_000)
         expect(panel.locator(".tfnb-player-count")).to_have_text(re.compile("/ 4"), timeout=240_000)
+        expect(notes.filter(has_text=" …")).to_have_count(0, timeout=240_000)  # else the strip may still be grey
 
     # at the start: latents only, nothing to go back to
     arrived(0)
