@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-widgets7 lab export docs-readme clean
+.PHONY: help setup demo test test-widgets7 test-browser lab export docs-readme clean
 
 help: ## this list
 	@echo 'tokenflow_nb: edit a video by a sentence, and see why it works'
@@ -61,6 +61,9 @@ test-widgets7: setup .venv-widgets7/.installed ## the panels' tests with ipywidg
 	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	export HF_HUB_OFFLINE=1 HF_HOME="$$scratch/hf" TOKENFLOW_HOME="$$scratch/cache" IPYTHONDIR="$$scratch/ipython" && \
 	OMP_NUM_THREADS=2 .venv-widgets7/bin/python -m pytest tests/test_panel_*.py
+
+test-browser: setup ## the panels' stories in JupyterLab and chromium; takes minutes
+	@TOKENFLOW_TEST_BROWSER=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser
 
 lab: setup ## JupyterLab on nbs/
 	@$(BIN)/jupyter lab nbs

@@ -1,8 +1,8 @@
 """Panels in a real JupyterLab, driven by Playwright in Debian's chromium.
 
-    apt-get install chromium && pytest tests/browser
+    apt-get install chromium && make test-browser
 
-runs these tests; without chromium they are skipped. `TOKENFLOW_SCREENSHOTS=folder` keeps the screenshots in a folder.
+runs these tests; they take minutes, so `make test` skips them. `TOKENFLOW_SCREENSHOTS=folder` keeps the screenshots in a folder.
 A story shows a panel with `show`, drives it like a person, and ends with `shots`, which takes its picture in the light and
 the dark theme, wide and 400 pixels narrow, and fails where something overlaps, sticks out or is cut off.
 """
@@ -33,13 +33,15 @@ THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 
 def pytest_collection_modifyitems(items):
-    reason = "needs chromium: `apt-get install chromium`, then `pytest tests/browser`"
+    reason = "needs chromium: `apt-get install chromium`, then `make test-browser`"
     try:
         import playwright  # noqa: F401
     except ImportError:
-        reason, found = "needs Playwright: `pip install -e .[dev]`, then `pytest tests/browser`", False
+        reason, found = "needs Playwright: `pip install -e .[dev]`, then `make test-browser`", False
     else:
         found = bool(CHROMIUM)
+    if not os.environ.get("TOKENFLOW_TEST_BROWSER"):
+        reason, found = "takes minutes in a browser: `make test-browser` or TOKENFLOW_TEST_BROWSER=1 runs it", False
     for item in items:
         if Path(__file__).parent in item.path.parents and not found:
             item.add_marker(pytest.mark.skip(reason=reason))
