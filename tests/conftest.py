@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from tokenflow_nb.model import load_model
+from tokenflow_nb.store import Store
+
 # No deadline: these machines differ tenfold in speed, and a test here never asserts a time.
 hypothesis.settings.register_profile("tokenflow_nb", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("tokenflow_nb")
@@ -35,6 +38,18 @@ def _no_user_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOKENFLOW_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def model():
+    "The toy model, anew for each file: tests hang hooks into it."
+    return load_model("toy", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    "A store for the tests of one file."
+    return Store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture

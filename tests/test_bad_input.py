@@ -22,11 +22,6 @@ PROMPT = "a gold star on grass"
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_model("toy", device="cpu")
-
-
-@pytest.fixture(scope="module")
 def clip():
     return Scene("star", "blue", "grass", radius=36).render(frames=4, size=64)
 

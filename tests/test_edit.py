@@ -21,16 +21,6 @@ SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_model("toy", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return Store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
 def clip():
     return SCENE.render(frames=5, size=64)
 

@@ -18,16 +18,6 @@ LAYERS = ["up 1 conv 1", "up 2 attn 2", "up 2 attn 2 out", "mid attn 0"]
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_model("toy", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return Store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
 def clip():
     return SCENE.render(frames=5, size=64)
 

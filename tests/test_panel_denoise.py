@@ -3,6 +3,7 @@
 import signal
 import threading
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from tokenflow_nb.edit import Edit, EditConfig, EditError
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.model import ddim_move, load_model
+from tokenflow_nb.model import ddim_move
 from tokenflow_nb.panels.base import Cache, Worker
 from tokenflow_nb.panels.denoise import Branch, DenoisePanel, DenoiseState, clean_from_step, decode_here, schedule_picture
 from tokenflow_nb.store import Store
@@ -19,11 +20,6 @@ from tokenflow_nb.toy.world import Scene
 
 STEPS, SCENE = 4, Scene("star", "blue", "grass", velocity=(0.8, -0.3))
 PATIENCE = 120  # seconds that a thread may take on a slow machine
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model("toy", device="cpu")
 
 
 @pytest.fixture
@@ -72,6 +68,26 @@ class Hook:
 
     def __exit__(self, *error):
         self.handle.remove()
+
+
+@contextmanager
+def running(panel, unet, at):
+    "A run that is held before the UNet's call number `at` for the length of the block; then it goes on, to its end."
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hold():
+        reached.set()
+        go_on.wait(PATIENCE)
+
+    with Hook(unet, at, hold) as hook:
+        panel.controls.run.click()
+        assert reached.wait(PATIENCE)
+        try:
+            yield hook
+        finally:
+            go_on.set()
+            ended = panel.state.worker.wait(PATIENCE)
+        assert ended
 
 
 def interrupt():
@@ -220,60 +236,33 @@ def test_an_interrupt_on_the_calling_thread_spoils_nothing(make_edit, make_panel
 
 def test_an_interrupt_of_the_kernel_leaves_a_run_alone(make_edit, make_panel, model):
     "The signal reaches the kernel's main thread; the worker's run goes on to the same latents."
-    panel, reached, go_on = make_panel(threaded=True), threading.Event(), threading.Event()
-
-    def meet():
-        reached.set()
-        go_on.wait(PATIENCE)
-
-    with Hook(model.unet, 3, meet):
-        panel.controls.run.click()
-        assert reached.wait(PATIENCE)
+    panel = make_panel(threaded=True)
+    with running(panel, model.unet, 3):
         before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with the signal ignored
         try:
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         finally:
             signal.signal(signal.SIGINT, before)
-            go_on.set()
-        assert panel.state.worker.wait(PATIENCE)
     assert panel.state.position == STEPS and panel.errors.text == ""
     assert torch.equal(panel.state.branches[0].edit.latents, make_edit().run().latents)
 
 
 def test_two_clicks_on_run_and_clicks_in_a_run(make_edit, make_panel, model):
-    panel, reached, go_on = make_panel(threaded=True), threading.Event(), threading.Event()
-
-    def meet():
-        reached.set()
-        go_on.wait(PATIENCE)
-
-    with Hook(model.unet, 1, meet) as unet:
-        panel.controls.run.click()
-        assert reached.wait(PATIENCE)
+    panel = make_panel(threaded=True)
+    with running(panel, model.unet, 1) as unet:
         panel.controls.run.click()
         assert panel.errors.text == "" and panel.controls.run.disabled and not panel.controls.pause.disabled
         panel.controls.back.click()
         assert "already running" in panel.errors.text
-        go_on.set()
-        assert panel.state.worker.wait(PATIENCE)
-        assert unet.calls == 2 * STEPS
+    assert unet.calls == 2 * STEPS
     assert torch.equal(panel.state.branches[0].edit.latents, make_edit().run().latents)
 
 
 def test_pause_stops_after_the_step_and_run_goes_on(make_edit, make_panel, model):
-    panel, reached, go_on = make_panel(threaded=True), threading.Event(), threading.Event()
-
-    def meet():
-        reached.set()
-        go_on.wait(PATIENCE)
-
-    with Hook(model.unet, 3, meet):
-        panel.controls.run.click()
-        assert reached.wait(PATIENCE)
+    panel = make_panel(threaded=True)
+    with running(panel, model.unet, 3):
         panel.controls.pause.click()
-        go_on.set()
-        assert panel.state.worker.wait(PATIENCE)
     assert panel.state.position == 2
     assert [len(film) for film in panel.player.films] == [2, 2]  # and all its frames are decoded
     panel.controls.run.click()
@@ -283,18 +272,9 @@ def test_pause_stops_after_the_step_and_run_goes_on(make_edit, make_panel, model
 
 def test_closing_in_a_run_ends_its_thread(make_edit, make_panel, model):
     edit = make_edit()
-    panel, reached, go_on = make_panel(edit, threaded=True), threading.Event(), threading.Event()
-
-    def meet():
-        reached.set()
-        go_on.wait(PATIENCE)
-
-    with Hook(model.unet, 1, meet):
-        panel.controls.run.click()
-        assert reached.wait(PATIENCE)
+    panel = make_panel(edit, threaded=True)
+    with running(panel, model.unet, 1):
         panel.close()
-        go_on.set()
-        assert panel.state.worker.wait(PATIENCE)
     assert edit.index == 1 and edit.run().done
 
 
