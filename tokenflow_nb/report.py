@@ -193,7 +193,7 @@ def measure(
     measures, errors = {}, {}
     try:
         clip = as_clip(edited)
-        metrics._one_size(clip, case.source)
+        metrics.as_pair(clip, case.source)
     except (ValueError, TypeError, OSError) as error:
         return Row(method, case.name, {}, {"clip": str(error)})
     for name in names:

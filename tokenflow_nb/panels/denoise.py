@@ -24,7 +24,7 @@ from ..edit import Edit, EditError
 from ..features import colours, find_layer, list_layers, pca, record
 from ..guidance import Editor
 from ..model import predicted_clean
-from .base import Busy, Cache, Note, Panel, Player, Strip, Worker, encode_film, encode_png, escape
+from .base import Busy, Cache, Note, Panel, Player, Strip, Worker, encode_film, encode_png, escape, in_words
 from ..store import Store
 
 # %% ../../nbs/panels/02_denoise.ipynb #6188fed4
@@ -250,7 +250,7 @@ class DenoiseState(Walk):
 
     def _failed(self, error: Exception) -> None:
         gone = "the inverted latents of the source are not in the cache any more: run invert() again and make the edit anew"
-        self.error = f"{gone} ({error})" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+        self.error = f"{gone} ({error})" if isinstance(error, FileNotFoundError) else in_words(error)
 
     def close(self) -> None:
         "Ends the thread after the current step, forgets the pictures, lets the branches go."

@@ -22,7 +22,7 @@ from ..edit import Edit
 from ..features import FeatureError, Layer, Projection, Recording, colours, pca, record
 from ..inversion import Trajectory
 from ..model import Model, load_model
-from .base import Busy, Cache, Note, Panel, Player, Progress, Strip, Worker, encode_film, progress_bar
+from .base import Busy, Cache, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words, progress_bar
 from ..store import Store
 
 # %% ../../nbs/panels/01_features.ipynb #2e9aa2ab
@@ -152,7 +152,7 @@ class FeatureState(traitlets.HasTraits):
     def _failed(self, error: Exception) -> None:
         stopped = isinstance(error, _Stopped)
         self.progress.finish("stopped: Record goes on from the beginning" if stopped else "failed")
-        self.error = "" if stopped else str(error) or type(error).__name__
+        self.error = "" if stopped else in_words(error)
 
     def _record(self, stop: threading.Event) -> None:
         self.error, recording = "", self.source
@@ -288,7 +288,7 @@ class FeaturePanel(Panel):
         try:
             action()
         except (FeatureError, Busy, OSError, ValueError) as error:
-            self.state.error = str(error)
+            self.state.error = in_words(error)
 
     def _choose(self, trait: str, value: Any) -> None:
         if not self._following:
