@@ -166,6 +166,7 @@ class FeatureState(traitlets.HasTraits):
             raise FeatureError("clip=None: a recording does not hold the clip; give the clip that was recorded")
         self.clip = self.clip or Clip(self.model.decode(trajectory.at(None)))
         self._open(recording)
+        self._prepare(recording, stop)
         self.progress.finish(f"recorded {len(recording.layers)} layers at {len(recording.timesteps)} timesteps of {len(recording)} frames")
         self._compare(stop)
 
@@ -183,6 +184,12 @@ class FeatureState(traitlets.HasTraits):
             self.layer = before[0] if before[0] in names else _favourite(recording.layers).name
             self.timestep = before[1] if before[1] in recording.timesteps else recording.timestep(None)
             self.frame = min(self.frame, len(recording) - 1)
+
+    def _prepare(self, recording: Recording, stop: threading.Event) -> None:
+        "Fits what every other timestep is aligned with, so that the first turn of a slider need not."
+        for layer in recording.layers:
+            if not stop.is_set():
+                self._middle(recording, layer.name)
 
     def _compare(self, stop: threading.Event) -> None:
         "Computes the redundancy of what is looked at, and again if something else is looked at by then."
@@ -223,10 +230,13 @@ class FeatureState(traitlets.HasTraits):
             self.films = [film, components, again]
             self._match(None)
 
+    def _middle(self, recording: Recording, layer: str) -> Projection:
+        "The projection of the middle timestep, which decides order and signs."
+        return self.cache.get(("middle", layer), lambda: _counted(pca(recording, layer)))[0]
+
     def _components(self) -> list:
-        "The projection of what is looked at, and its film. That of the middle timestep is kept: it decides order and signs."
-        middle, _ = self.cache.get(("middle", self.layer), lambda: _counted(pca(self.recording, self.layer)))
-        projection = pca(self.recording, self.layer, self.timestep, reference=middle)
+        "The projection of what is looked at, and its film."
+        projection = pca(self.recording, self.layer, self.timestep, reference=self._middle(self.recording, self.layer))
         return [projection, *encode_film(colours(projection.scores))]
 
     @traitlets.observe("point")
