@@ -299,7 +299,7 @@ class Edit:
         "A few evenly spaced frames, edited jointly through all steps: what the clip will look like, in a fraction of the time."
         positions = np.unique(np.linspace(0, len(self) - 1, min(frames, len(self))).round().astype(int)).tolist()
         config = replace(self.config, rule="joint", keyframe_interval=None)
-        small = Edit(self.model, _Subset(self.trajectory, positions), config, self.clip, self.conditioning)
+        small = Edit(self.model, self.trajectory.excerpt(positions), config, self.clip, self.conditioning)
         return small.run(progress=progress).decode()
 
     def save(self, path: str | Path) -> Path:
@@ -318,25 +318,6 @@ class Edit:
         edit = cls(model, _invert(model, clip, config, store, progress), config, clip)
         edit.latents, edit.index = latents, state["index"]
         return edit
-
-
-@dataclass(frozen=True)
-class _Subset:
-    "Some frames of a trajectory, as a trajectory."
-
-    whole: Trajectory
-    positions: list[int]
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def at(self, timestep: int | None, frames: slice | list[int] | None = None) -> torch.Tensor:
-        chosen = self.positions if frames is None else self.positions[frames] if isinstance(frames, slice) else [self.positions[i] for i in frames]
-        return self.whole.at(timestep, chosen)
-
-    @property
-    def noisiest(self) -> int:
-        return self.whole.noisiest
 
 
 def _known(options: dict, others: tuple[str, ...] = ()) -> dict:

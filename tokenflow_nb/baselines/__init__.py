@@ -1,0 +1,1 @@
+"What TokenFlow is compared with."
