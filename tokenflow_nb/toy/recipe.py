@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ..model import TOY_FOLDER
-from .world import Scene
+from .world import SHAPES, Scene, held_out
 
 # %% ../../nbs/toy/01_recipe.ipynb #9ae8debb
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Recipe:
 
     seed: int = 0  # of weights, pictures, captions and noise
     pictures: int = 24_000  # training pictures
+    calm_share: float = 0.5  # of the pictures, the first ones: from large, upright and in the middle to any size and place
     size: int = 128  # pixels a side; the UNet's first stage has half
     prediction_type: str = "v_prediction"  # what the UNet predicts: or "epsilon"
     clip_norm: float = 1.0  # largest norm of a gradient, in every stage but `text`
@@ -114,6 +115,11 @@ class Recipe:
     offset_noise: float = 0.1  # deviation of the part of the noise that is the same all over a channel
     object_weight: float = 2.5  # how much more the object's cells count than the ground's
     object_share: float = 0.8  # share of the time after which all cells count the same
+    outline_weight: tuple[float, float] = (1.5, 0.3)  # of the throw-away heads that draw the object: half-size, whole-size pictures
+    alike_share: float = 0.7  # of a batch: pictures in sixes that differ only in shape, with the same noise
+    alike_until: float = 0.85  # share of the time with such sixes
+    reach: tuple[float, float] = (0.25, 0.7)  # shares of the half-size time between which all pictures are let in, the calm ones first
+    shape_emphasis: float = 3.0  # how much stronger the shape speaks in the text states while the UNet trains
     no_caption: float = 0.1  # share of the pictures trained without caption, for guidance
     partial_caption: float = 0.1  # share of the captions that leave one thing out
     checkpoint_minutes: float = 4.0
@@ -326,8 +332,20 @@ def scene(
     run: Run,
     index: int,  # numbers from `recipe.pictures` on are never trained on
 ) -> Scene:
-    "The scene of a picture."
-    return Scene.random(run.rng("scene", index), moving=False)
+    "The scene of a picture. Six in a row differ only in shape; the first rows are calm."
+    row, place = divmod(index, len(SHAPES))
+    drawn = Scene.random(run.rng("scene", row), moving=False)
+    shapes = [shape for shape in SHAPES if not held_out(shape, drawn.material, drawn.background)]
+    calm = max(0.0, 1 - row * len(SHAPES) / (run.recipe.calm_share * run.recipe.pictures))
+    return _calmed(drawn.replace(shape=shapes[place % len(shapes)]), calm)
+
+
+def _calmed(scene: Scene, calm: float) -> Scene:
+    "The scene as it is (0), or with a large, upright object in the middle (1), or on the way."
+    return scene.replace(
+        centre=tuple(64 + (value - 64) * (1 - calm) for value in scene.centre),
+        radius=scene.radius + (46 - scene.radius) * calm, angle=scene.angle * (1 - calm),
+    )
 
 
 def paint(scene: Scene, size: int) -> np.ndarray:
