@@ -99,6 +99,11 @@ def _sharpness_kept(clip: Clip, case: Case, judge: ClipJudge | None, flow: Flow 
     return Measure("sharpness_kept", after / max(before, 1e-9), share, choices=after.choices | dict(over=region))
 
 
+def _dis_warp_error(clip: Clip, case: Case, judge: ClipJudge | None, flow: Flow | None) -> Measure:
+    "The warp error as it would be without knowing the flow: what exact and estimated flow agree on can be believed on real clips."
+    return metrics.warp_error(clip, estimate_flow(case.source, "dis"))
+
+
 def _psnr(to: str, inside: bool, clip: Clip, case: Case, judge: ClipJudge | None, flow: Flow | None) -> Measure:
     "PSNR to the source or to the ideal edit, inside or outside of the mask."
     return metrics.masked_psnr(clip, getattr(case, to), case.mask if inside else ~case.mask)
@@ -107,6 +112,7 @@ def _psnr(to: str, inside: bool, clip: Clip, case: Case, judge: ClipJudge | None
 _JUDGED, _PSNR = ("judge",), dict(digits=1)
 METRICS: dict[str, Metric] = {
     "warp_error": Metric(lambda clip, case, judge, flow: metrics.warp_error(clip, flow), "warp error ×10⁻³", "lower", ("warp",), 1e3),
+    "warp_error_dis": Metric(_dis_warp_error, "warp error by DIS ×10⁻³", "lower", ("flow",), 1e3),
     "source_warp_error": Metric(lambda clip, case, judge, flow: metrics.warp_error(case.source, flow), "the source's own ×10⁻³", "", ("warp",), 1e3),
     "clip_score": Metric(lambda clip, case, judge, flow: metrics.clip_score(clip, case.prompt, judge), "CLIP score", needs=_JUDGED, digits=3),
     "clip_gain": Metric(lambda clip, case, judge, flow: metrics.clip_gain(clip, case.source, case.prompt, judge), "CLIP gain", needs=_JUDGED, digits=3),
