@@ -23,7 +23,7 @@ COLAB = {  # the image of August 2026
     "anywidget": "0.9.21",
     "imageio-ffmpeg": "0.6",
 }
-DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "imageio_ffmpeg": "imageio-ffmpeg", "cv2": "opencv-python-headless"}
+DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "imageio_ffmpeg": "imageio-ffmpeg", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
 COMES_WITH = {
     "IPython": "ipywidgets",
     "traitlets": "ipywidgets",
