@@ -30,7 +30,7 @@ from . import __version__, baselines
 from .baselines.job import Job, Method
 from .clip import Clip, as_clip, write_clip
 from .edit import EditConfig
-from .inversion import Trajectory
+from .inversion import Trajectory, check_size
 from .metrics import ClipJudge, as_pair
 from .model import Model, load_model
 from .page import report_page
@@ -192,6 +192,12 @@ class _Work:
         return digest(self.edit_key(plan, method), self.metrics, self.judge, str(getattr(self.flow, "name", self.flow)))
 
 # %% ../nbs/11_suite.ipynb #187b53f4
+def _sentence(error: Exception) -> str:
+    "An error in one line."
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
+
+
 def _finished(path: Path, key: str = "") -> Report | None:
     "The row in a file, if it is there, was measured under this key, and its method did not fail."
     try:
@@ -202,15 +208,15 @@ def _finished(path: Path, key: str = "") -> Report | None:
     return found if not run["failed"] and key in ("", run["key"]) else None
 
 
-def _plans(work: _Work, progress: bool) -> list[_Plan]:
-    "Every case, read once. Raises `SuiteError` for two of one name."
-    found = []
+def _plans(work: _Work, model: Model, progress: bool) -> list[_Plan]:
+    "Every case, read once. Raises `SuiteError` for two of one name, and when none can be used."
+    found, names = [], getattr(work.cases, "names", None) or [f"case {place + 1}" for place in range(len(work.cases))]
     for place in tqdm(range(len(work.cases)), desc="cases", delay=2, leave=False, disable=not progress):
         try:
             case = work.cases[place]
+            check_size(model, case.source)
         except (OSError, ValueError) as error:  # this case is lost, the others are not
-            name = f"case {place + 1}"
-            found.append(_Plan(place, name, _slug(name), "", (), (), str(error)))
+            found.append(_Plan(place, names[place], _slug(names[place]), "", (), (), _sentence(error)))
             continue
         shape = tuple(map(int, case.source.frames.shape[:3]))
         plan = _Plan(place, case.name, _slug(case.name), _case_digest(case), shape, ())
@@ -219,6 +225,8 @@ def _plans(work: _Work, progress: bool) -> list[_Plan]:
     names = [plan.name for plan in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SuiteError(f"cases: {twice[0]!r} is the name of {names.count(twice[0])} cases; give each a name of its own")
+    if all(plan.error for plan in found):
+        raise SuiteError(f"no case can be used. The first: {found[0].error}")
     return found
 
 # %% ../nbs/11_suite.ipynb #0da550b1
@@ -270,12 +278,6 @@ def _edited(method: Method, job: _TimedJob, key: str) -> _Kept:
     return _Kept(clip, key, seconds - inverting, inverting)
 
 # %% ../nbs/11_suite.ipynb #f33fc68c
-def _sentence(error: Exception) -> str:
-    "An error in one line."
-    text = " ".join(str(error).split())
-    return text if text and isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
-
-
 def _pair(work: _Work, plan: _Plan, case: Case, job: Callable[[], _TimedJob], name: str, judge: ClipJudge | None) -> float:
     "Edits and measures one case by one method, unless frames are kept; writes its row. Returns the seconds that all of it took."
     began, path, key, card = time.perf_counter(), work.frames(plan.slug, name), work.edit_key(plan, name), {}
@@ -421,6 +423,7 @@ def _announcement(plans: list[_Plan], methods: int, times: _Times, left: list[tu
     pairs, done = usable * methods, usable * methods - len(left)
     text = f"{pairs} edits: {usable} case{'s' * (usable != 1)} × {methods} method{'s' * (methods != 1)}"
     text += f", {done} of them done before" if done else ""
+    text += f"; {len(plans) - usable} cannot be used" if usable < len(plans) else ""
     if not left:
         return f"{text}. Nothing is left to do."
     needed = times.left(left) / processes
@@ -438,7 +441,13 @@ def _merged(values: list[Any]) -> Any:
     return distinct[0] if len(distinct) == 1 else " | ".join(map(str, distinct))
 
 
-def _gathered(work: _Work, plans: list[_Plan], about: dict[str, str]) -> Report:
+def _described(name: str, method: Method) -> str:
+    "A method in words if it is a built-in one as it comes, else by its settings."
+    entry = baselines.METHODS.get(name)
+    return f"{entry.title}. {entry.about}" if entry and _about(entry.make()) == _about(method) else _about(method)
+
+
+def _gathered(work: _Work, plans: list[_Plan]) -> Report:
     "One report of all rows, methods in the order that was asked for."
     found = {}
     for plan in plans:
@@ -452,7 +461,7 @@ def _gathered(work: _Work, plans: list[_Plan], about: dict[str, str]) -> Report:
     masked = {case for (_, case), run in runs.items() if run.get("masked")}
     card |= dict(clips=len(plans), mask=f"{len(masked)} of {len(plans)} clips", model=f"{getattr(work.model, 'name', work.model)} {work.model_digest}")
     took = {name: [run["seconds"] for (method, _), run in runs.items() if method == name and not run["failed"]] for name in work.methods}
-    card |= dict(settings=work.settings, methods={name: about.get(name) or _about(method) for name, method in work.methods.items()})
+    card |= dict(settings=work.settings, methods={name: _described(name, method) for name, method in work.methods.items()})
     card |= dict(seconds={name: round(float(np.mean(each)), 2) for name, each in took.items() if each}, seconds_are="mean of a clip, without the inversion")
     return Report([row for report in order for row in report.rows], card)
 
@@ -503,7 +512,6 @@ def run_suite(
 ) -> Report:
     """Every method on every case, measured. What is finished lies in `out`: the same call goes on from there, after an interrupt too.
     A method that fails is an error of its row. Raises `SuiteError` for arguments that cannot be, before any work."""
-    about = {name: baselines.METHODS[name].about for name in methods} if not isinstance(methods, Mapping) and _methods_of(methods) else {}
     methods, names, config = _methods_of(methods), _metrics_of(metrics), _config_of(settings)
     _check_processes(processes, methods)
     if not len(cases):
@@ -511,10 +519,10 @@ def run_suite(
     folder, loaded = _folder(out), load_model(model)
     judge = _judge_name(judge, names, loaded.name == "toy" or _is_toy(cases))
     work = _Work(cases, methods, folder, model if isinstance(model, Model) else str(model), loaded.digest, config, names, judge, flow, store)
-    plans = _plans(work, progress)
+    plans = _plans(work, loaded, progress)
     _claim(work, plans)
     _finish(work, loaded, plans, processes, progress)
-    return _gathered(work, plans, about)
+    return _gathered(work, plans)
 
 
 def _folder(out: str | Path) -> Path:
