@@ -71,7 +71,7 @@ def test_the_defaults_in_the_help_are_those_of_python():
 # What it says
 
 
-@pytest.mark.parametrize("command", ["demo", "edit", "invert", "models", "cache"])
+@pytest.mark.parametrize("command", ["demo", "edit", "invert", "evaluate", "models", "cache"])
 def test_help_of_every_command_has_no_riddles(run, command):
     code, out, err = run(command, "--help")
     assert code == 0 and err == ""
@@ -82,7 +82,7 @@ def test_help_of_every_command_has_no_riddles(run, command):
 def test_help_lists_the_commands_with_examples(run):
     code, out, _ = run("--help")
     assert code == 0 and "examples:" in out and "exit codes:" in out
-    for command in ("demo", "edit", "invert", "models", "cache"):
+    for command in ("demo", "edit", "invert", "evaluate", "models", "cache"):
         assert f"\n    {command} " in out
 
 
@@ -113,6 +113,8 @@ def test_models_are_listed_without_paths_of_this_machine(run):
         (("edit", "a.mp4", "gold", "--steps", "many"), "--steps"),
         (("edit", "a.mp4", "gold", "--method", "pnq"), "'pnp', 'sdedit'"),
         (("edit", "a.mp4", "gold", "--colour", "red"), "--colour"),
+        (("evaluate", "--suite", "moon"), "'toy', 'davis'"),
+        (("evaluate", "--suite", "toy", "--external", "gen1"), "write NAME=FOLDER"),
         (("cache",), "list | prune | clear"),
         (("cache", "prune"), "--max-size"),
         (("cache", "prune", "--max-size", "lots"), "'lots' is not an amount"),
@@ -152,6 +154,48 @@ def test_an_unknown_model_gets_the_nearest_name(run, clip_file, tmp_path):
     assert "'toy'" in failure(run("edit", str(clip_file), "gold", "--model", "toi"))
     assert "'sd1.5'" in failure(run("invert", str(clip_file), "--model", "sd15"))
     assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        ((), "toy or davis"),
+        (("--suite", "davis"), "--davis-folder DIR"),
+        (("--suite", "davis", "--davis-folder", "nowhere"), "nowhere"),
+        (("--suite", "toy", "--methods", "vae,tokenflo"), "--methods: 'tokenflo' is unknown; there are vae, "),
+        (("--suite", "toy", "--metrics", "warp"), "--metrics: 'warp' is unknown; there are warp_error, "),
+        (("--suite", "toy", "--external", "vae=clips"), "'vae' is the name of a built-in method"),
+        (("--suite", "toy", "--scenes", "0"), "n=0"),
+    ],
+)
+def test_evaluate_names_what_is_valid_before_anything_is_loaded(run, monkeypatch, tmp_path, argv, says):
+    from tokenflow_nb import suite
+
+    monkeypatch.setattr(suite, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    assert says in failure(run("evaluate", *argv, "--processes", "1"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_lists_methods_and_metrics(run):
+    code, out, _ = run("evaluate", "--list")
+    assert code == 0 and {"vae", "per_frame", "tokenflow", "warp_error", "clip_gain"} <= set(out.split())
+
+
+def test_evaluate_writes_page_table_and_cards_and_goes_on(run, cache, tmp_path):
+    argv = ["evaluate", "--suite", "toy", "--scenes", "1", "--prompts", "1", "--frames", "2", "--steps", "2", "--processes", "1"]
+    code, out, err = run(*argv, "--methods", "vae", "--metrics", "warp_error,clip_gain")
+    assert code == 0 and "1 edit: 1 case × 1 method. This takes about" in out, err
+    assert {"report.html", "report.csv", "cards.json"} <= {path.name for path in (tmp_path / "report").iterdir()}
+    code, out, _ = run(*argv, "--methods", "vae", "--metrics", "warp_error,clip_gain")
+    assert code == 0 and "Nothing is left to do." in out
+    assert "num_inference_steps: 2 there, 3 asked for" in failure_of(run(*argv, "--methods", "vae", "--steps", "3"))
+
+
+def failure_of(outcome) -> str:
+    "The sentence of a call that failed on its way."
+    code, _, err = outcome
+    assert code == 1
+    return err.splitlines()[-1]
 
 
 def test_debug_lets_the_error_through(tmp_path):

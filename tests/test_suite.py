@@ -25,7 +25,7 @@ FEW = dict(metrics=["warp_error", "ssim"], num_inference_steps=2, progress=False
 
 def make_cases(count: int = 2, frames: int = 3, size: int = 64) -> list[Case]:
     scene = Scene("star", "blue", "grass", velocity=(2, 0))
-    return [Case.toy(scene, material, frames, size) for material in ("gold", "marble", "wood")[:count]]
+    return [Case.toy(scene, material, frames, size) for material in ("gold", "marble", "wooden")[:count]]
 
 
 # Methods that cost nothing. Those of a module can go to another process.

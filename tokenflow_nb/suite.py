@@ -421,7 +421,7 @@ def _announcement(plans: list[_Plan], methods: int, times: _Times, left: list[tu
     "How much there is to do, and how long it will take."
     usable = sum(not plan.error for plan in plans)
     pairs, done = usable * methods, usable * methods - len(left)
-    text = f"{pairs} edits: {usable} case{'s' * (usable != 1)} × {methods} method{'s' * (methods != 1)}"
+    text = f"{pairs} edit{'s' * (pairs != 1)}: {usable} case{'s' * (usable != 1)} × {methods} method{'s' * (methods != 1)}"
     text += f", {done} of them done before" if done else ""
     text += f"; {len(plans) - usable} cannot be used" if usable < len(plans) else ""
     if not left:
