@@ -189,10 +189,12 @@ th[scope=col] { font-weight: 600; font-size: 13px; line-height: 1.3; background:
 th:first-child { position: sticky; left: 0; background: var(--band); min-width: 0 }
 .anchor td, .anchor th { color: var(--soft) }
 .card td, .card th { overflow-wrap: anywhere; font-size: 13px }
+.card th:first-child { position: static; min-width: 7.5rem; overflow-wrap: break-word }
 .plots { display: flex; flex-wrap: wrap; gap: 16px; align-items: flex-start }
 .plot { max-width: 100%; height: auto }
 .films { display: grid; grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); gap: 12px }
 section { content-visibility: auto; contain-intrinsic-size: auto 420px }
+@media print { section { content-visibility: visible } .controls { display: none !important } }
 figure { margin: 0; min-width: 0 }
 figcaption { font-size: 12px; line-height: 1.35; padding-top: 4px; overflow-wrap: anywhere; color: var(--soft) }
 figcaption b { color: var(--ink); display: block; font-size: 13px }
@@ -250,7 +252,7 @@ def _notes(report: Report) -> str:
 
 def _card(report: Report) -> str:
     "How the figures were made."
-    rows = "".join(_tag("tr", _tag("th", _text(key.replace("_", " ")), scope="row") + _tag("td", _text(_plain(value)))) for key, value in report.card.items())
+    rows = "".join(_tag("tr", _tag("th", _text(key.replace("_", " ")), scope="row") + _tag("td", _text(_plain(value)))) for key, value in report.card.items() if key != "methods")
     return _tag("div", _tag("table", rows, class_="card"), class_="wide", tabindex=0, role="region", aria_label="How it was measured")
 
 
