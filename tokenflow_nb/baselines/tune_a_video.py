@@ -134,8 +134,8 @@ class VideoUNet:
 
     def to(self, dtype: torch.dtype) -> "VideoUNet":
         "The same, ready to sample in another precision."
-        self.unet.to(dtype).requires_grad_(False)
-        self.temporal.to(dtype).requires_grad_(False)
+        for network in (self.unet, self.temporal):
+            nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns, even where nothing changes
         return self
 
 # %% ../../nbs/baselines/02_tune_a_video.ipynb #6d45e19b
