@@ -141,7 +141,8 @@ def _case_digest(case: Case) -> str:
 def _about(method: Method) -> str:
     "A method with its settings, the same in every process."
     if is_dataclass(method):
-        settings = ", ".join(f"{each.name}={getattr(method, each.name)!r}" for each in fields(method))
+        values = ((each.name, getattr(method, each.name)) for each in fields(method))
+        settings = ", ".join(f"{name}={str(value) if isinstance(value, Path) else value!r}" for name, value in values)
         return f"{type(method).__qualname__}({settings})"
     return getattr(method, "__qualname__", type(method).__qualname__)
 
