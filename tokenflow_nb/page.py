@@ -103,20 +103,19 @@ def _svg(figure: Chart, about: str) -> str:
 
 def _trade_off(report: Report, across: str, up: str) -> Chart:
     "Two metrics against each other: what a method pays for what it gains."
-    figure = Chart(figsize=(4.6, 3.4), layout="constrained", dpi=80)
+    figure = Chart(figsize=(6, 3.4), layout="constrained", dpi=80)
     axes = figure.subplots()
     for place, method in enumerate(report.methods):
         ends = [report.summary(name).get(method) for name in (across, up)]
         if all(ends):
             (x, left, right, _), (y, low, high, _) = (np.multiply(end, METRICS[name].scale) for end, name in zip(ends, (across, up)))
             colour = "0.6" if method in ANCHORS else f"C{place % 10}"
-            axes.errorbar(x, y, yerr=np.nan_to_num([[y - low], [high - y]]), xerr=np.nan_to_num([[x - left], [right - x]]), fmt="o", color=colour, linewidth=0.8)
-            axes.annotate(method, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=colour)
+            axes.errorbar(x, y, yerr=np.nan_to_num([[y - low], [high - y]]), xerr=np.nan_to_num([[x - left], [right - x]]), fmt="osv^DPX"[place % 7], color=colour, linewidth=0.6, label=method)
     words = dict(higher="higher is better", lower="lower is better")
     for name, label in ((across, axes.set_xlabel), (up, axes.set_ylabel)):
         label(f"{METRICS[name].title} ({words.get(METRICS[name].better, '')})")
     axes.grid(alpha=0.3)
-    axes.margins(0.15)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)  # names beside points that nearly coincide would overlap
     return figure
 
 
@@ -193,8 +192,7 @@ th:first-child { position: sticky; left: 0; background: var(--band); min-width: 
 .plots { display: flex; flex-wrap: wrap; gap: 16px; align-items: flex-start }
 .plot { max-width: 100%; height: auto }
 .films { display: grid; grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); gap: 12px }
-section { content-visibility: auto; contain-intrinsic-size: auto 420px }
-@media print { section { content-visibility: visible } .controls { display: none !important } }
+@media print { .controls { display: none !important } }
 figure { margin: 0; min-width: 0 }
 figcaption { font-size: 12px; line-height: 1.35; padding-top: 4px; overflow-wrap: anywhere; color: var(--soft) }
 figcaption b { color: var(--ink); display: block; font-size: 13px }
