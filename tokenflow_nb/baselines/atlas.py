@@ -293,7 +293,7 @@ def fit_atlas(
     progress: bool = False,
 ) -> Atlas:
     "The atlas of a clip. Its coordinates are the pixels of the middle frame."
-    mask = mask_from_motion(flow) if mask is None else mask
+    mask, trust = (mask_from_motion(flow), 0.01) if mask is None else (mask, 0.2)  # how much alpha is held to it in the end
     keyframe, steps = len(clip) // 2, _steps(mask.size, visits)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -307,7 +307,7 @@ def fit_atlas(
         pixels = _Pixels(clip, flow, mask, device)
         for step in tqdm(range(steps), desc="fit atlas", unit="step", disable=not progress):
             adam.zero_grad()
-            _loss(atlas, pixels.draw(generator, 1 if step % 2 else -1), 0.1 * 0.01 ** min(1, 2 * step / steps)).backward()
+            _loss(atlas, pixels.draw(generator, 1 if step % 2 else -1), 0.1 * trust ** min(1, 2 * step / steps)).backward()
             adam.step(), schedule.step()
     return atlas.eval()
 
@@ -364,7 +364,7 @@ def _painted(atlas: Atlas, name: str, image: np.ndarray, frame: int) -> Callable
     share = torch.sigmoid(atlas.opacity(points, atlas.foreground.uv(points)))[:, 0]
     share = (share if name == "foreground" else 1 - share).reshape(down, across).cpu().numpy()
     x, y = points[:, :2].T.reshape(2, down, across).cpu().numpy()
-    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
     colours = cv2.remap(image, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE).clip(0, 1)
     colours, known = _grow(colours, inside & (share > 0.9))
     known = (known & inside)[..., None]  # the gap at an outline is closed, not the one at the picture's edge
