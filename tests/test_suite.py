@@ -315,7 +315,7 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.words += data
+        self.words += data + " "
 
 
 def test_the_page_has_everything_and_runs_nothing_of_others(tmp_path):
