@@ -422,8 +422,8 @@ def _external(text: str) -> tuple[str, str]:
 
 # %% ../nbs/13_cli.ipynb #65502d11
 _SUITES = {
-    "toy": dict(model="toy", num_inference_steps=10, frames=8),
-    "davis": dict(model="sd1.5", num_inference_steps=50, frames=200),
+    "toy": dict(model="toy", num_inference_steps=10, keyframe_interval=4, frames=8),
+    "davis": dict(model="sd1.5", num_inference_steps=50, keyframe_interval=8, frames=200),
 }
 
 
@@ -473,7 +473,7 @@ def _run_evaluate(args: argparse.Namespace) -> None:
     if unknown := [name for name in args.metrics or [] if name not in METRICS]:
         raise ValueError(f"--metrics: {unknown[0]!r} is unknown; there are {', '.join(METRICS)}")
     methods, defaults = _chosen(args), _SUITES[args.suite]
-    settings = {name: getattr(args, name) or defaults[name] for name in ("model", "num_inference_steps")} | _given(args, ("guidance_scale", "keyframe_interval"))
+    settings = {name: getattr(args, name) or defaults[name] for name in ("model", "num_inference_steps", "keyframe_interval")} | _given(args, ("guidance_scale",))
     try:
         report = run_suite(
             _cases(args), methods, folder, metrics=args.metrics, judge=args.judge, processes=_processes(args), progress=not args.quiet, **settings
@@ -541,7 +541,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     _option(how, "--model", "a name that `tokenflow_nb models` lists, a folder, or a hub id (default: toy for toy, sd1.5 for davis)", metavar="NAME")
     _option(how, "--steps", "denoising steps (default: 10 for toy, 50 for davis)", dest="num_inference_steps", type=int, metavar="N")
     _option(how, "--guidance-scale", "how strictly the prompt is followed (default: the model's own)", type=float, metavar="G")
-    _option(how, "--keyframe-interval", "one keyframe in so many frames (default: 8, or the length of a shorter clip)", type=int, metavar="N")
+    _option(how, "--keyframe-interval", "one keyframe in so many frames (default: 4 for toy, 8 for davis)", type=int, metavar="N")
     _option(how, "--judge", "toy, or a CLIP checkpoint: folder or hub id (default: toy for toy, ViT-L/14 for davis)", metavar="NAME")
     _option(how, "--processes", "work on so many clips at once (default: 1 with a GPU, 2 without)", type=int, metavar="N")
 
