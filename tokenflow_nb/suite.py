@@ -358,6 +358,8 @@ def _in_processes(work: _Work, plans: list[_Plan], processes: int) -> Iterator[t
                         "a worker process ended before its work: out of memory, or a method from a notebook, which other processes cannot "
                         "import. What is finished is kept: start again with processes=1"
                     ) from None
+        for worker in workers:
+            worker.join(20)  # it has nothing left to do, and cleans up after itself
     finally:
         for worker in workers:
             if worker.pid:
@@ -445,7 +447,7 @@ def _merged(values: list[Any]) -> Any:
 def _described(name: str, method: Method) -> str:
     "A method in words if it is a built-in one as it comes, else by its settings."
     entry = baselines.METHODS.get(name)
-    return f"{entry.title}. {entry.about}" if entry and _about(entry.make()) == _about(method) else _about(method)
+    return f"{entry.title}: {entry.about}" if entry and _about(entry.make()) == _about(method) else _about(method)
 
 
 def _gathered(work: _Work, plans: list[_Plan]) -> Report:
