@@ -229,3 +229,12 @@ def test_an_epsilon_model_beside_the_v_model(model, store, clip):
     output = epsilon.predict(latents, 500, embeds)
     assert torch.allclose(model.predict(latents, 500, embeds), level**0.5 * output + (1 - level) ** 0.5 * latents, atol=1e-5)
     assert epsilon.digest != model.digest
+
+
+def test_the_papers_frame_shape_has_an_odd_side_at_the_lowest_level_and_is_edited_as_it_is(model, store):
+    clip = Scene("star", "blue", "grass", centre=(64, 30), radius=20).render(3, size=112)
+    clip = Clip(clip.frames[:, :64])  # 64×112: sides of 2 and 3.5 cells at the lowest level, as 384×672 has 6 and 10.5 with Stable Diffusion
+    assert model.multiple == 16
+    options = dict(source_prompt=SCENE.caption, num_inference_steps=2, keyframe_interval=2, size=(64, 112))
+    result = edit_video(clip, "a gold star on grass", model=model, store=store, progress=False, **options)
+    assert result.source.size == result.edited.size == (64, 112) and not np.array_equal(result.edited.frames, clip.frames)

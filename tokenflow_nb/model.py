@@ -195,8 +195,8 @@ class Model:
 
     @property
     def multiple(self) -> int:
-        "Heights and widths must be multiples of this many pixels: one cell of the UNet's lowest level."
-        return self.vae_scale * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        "Heights and widths must be multiples of this many pixels: one cell of the UNet's last level but one. The last may have odd sides."
+        return self.vae_scale * 2 ** max(0, len(self.unet.config.block_out_channels) - 2)
 
     @property
     def vae_scale(self) -> int:
