@@ -1,6 +1,7 @@
 "What no notebook can say of itself: the rules that hold the repository together."
 
 import ast
+import csv
 import re
 import subprocess
 import sys
@@ -90,3 +91,13 @@ def test_changelog_speaks_of_this_version():
     import tokenflow_nb
 
     assert tokenflow_nb.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readmes_table_is_the_one_that_was_measured():
+    from tokenflow_nb.report import METRICS, Measure, Report, Row
+
+    with (ROOT / "benchmarks" / "toy_suite" / "report.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    rows = [Row(line["method"], line["case"], {name: Measure(name, float(line[name])) for name in METRICS if line.get(name)}) for line in lines]
+    table = Report(rows, {}).markdown(["warp_error", "clip_gain", "material_accuracy", "background_psnr", "sharpness_kept"])
+    assert table in (ROOT / "README.md").read_text()
