@@ -162,7 +162,7 @@ def test_an_unknown_model_gets_the_nearest_name(run, clip_file, tmp_path):
         ((), "toy or davis"),
         (("--suite", "davis"), "--davis-folder DIR"),
         (("--suite", "davis", "--davis-folder", "nowhere"), "nowhere"),
-        (("--suite", "toy", "--methods", "vae,tokenflo"), "--methods: 'tokenflo' is unknown; there are vae, "),
+        (("--suite", "toy", "--methods", "vae,tokenflo"), "methods: 'tokenflo' is unknown; did you mean 'tokenflow'? there are vae, "),
         (("--suite", "toy", "--metrics", "warp"), "--metrics: 'warp' is unknown; there are warp_error, "),
         (("--suite", "toy", "--external", "vae=clips"), "'vae' is the name of a built-in method"),
         (("--suite", "toy", "--scenes", "0"), "n=0"),

@@ -215,7 +215,7 @@ def test_a_case_that_cannot_be_read_costs_no_other(cases, tmp_path):
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (dict(methods=["tokenflo"]), "methods='tokenflo' is unknown: there are"),
+        (dict(methods=["tokenflo"]), "methods: 'tokenflo' is unknown; did you mean 'tokenflow'? there are vae, "),
         (dict(methods={"a/b": keep}), "cannot name its files"),
         (dict(metrics=["warp"]), "metrics='warp' is unknown: there are warp_error"),
         (dict(steps=3), "steps=3 is no setting of an edit: there are"),

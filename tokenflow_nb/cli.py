@@ -450,14 +450,12 @@ def _processes(args: argparse.Namespace) -> int:
 
 def _chosen(args: argparse.Namespace) -> dict:
     "The methods asked for by name, those of other programs too. Raises `ValueError` for an unknown name."
-    from tokenflow_nb.baselines import METHODS, external
+    from tokenflow_nb.baselines import METHODS, external, make_methods
 
-    names = list(METHODS) if args.methods is None else args.methods
-    if unknown := [name for name in names if name not in METHODS]:
-        raise ValueError(f"--methods: {unknown[0]!r} is unknown; there are {', '.join(METHODS)}")
+    methods = make_methods(METHODS if args.methods is None else args.methods)
     if taken := [name for name, _ in args.external or [] if name in METHODS]:
         raise ValueError(f"--external: {taken[0]!r} is the name of a built-in method; choose another")
-    return {name: METHODS[name].make() for name in names} | {name: external(name, folder) for name, folder in args.external or []}
+    return methods | {name: external(name, folder) for name, folder in args.external or []}
 
 # %% ../nbs/13_cli.ipynb #a892b7de
 def _run_evaluate(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -85,7 +85,7 @@ class Metric(NamedTuple):
     compute: Callable[[Clip, Case, ClipJudge | None, Flow | None], Measure]  # edited clip, case, judge, flow
     title: str
     better: str = "higher"  # or "lower"; "" where neither is
-    needs: tuple[str, ...] = ()  # of a case; and "judge", "warp" for flow
+    needs: tuple[str, ...] = ()  # of a case; and "judge", "warp" for flow, "dis" for flow that DIS estimates although it is known
     scale: float = 1.0  # by which the figure is multiplied to be printed
     digits: int = 2
 
@@ -99,11 +99,6 @@ def _sharpness_kept(clip: Clip, case: Case, judge: ClipJudge | None, flow: Flow 
     return Measure("sharpness_kept", after / max(before, 1e-9), share, choices=after.choices | dict(over=region))
 
 
-def _dis_warp_error(clip: Clip, case: Case, judge: ClipJudge | None, flow: Flow | None) -> Measure:
-    "The warp error as it would be without knowing the flow: what exact and estimated flow agree on can be believed on real clips."
-    return metrics.warp_error(clip, estimate_flow(case.source, "dis"))
-
-
 def _psnr(to: str, inside: bool, clip: Clip, case: Case, judge: ClipJudge | None, flow: Flow | None) -> Measure:
     "PSNR to the source or to the ideal edit, inside or outside of the mask."
     return metrics.masked_psnr(clip, getattr(case, to), case.mask if inside else ~case.mask)
@@ -112,7 +107,7 @@ def _psnr(to: str, inside: bool, clip: Clip, case: Case, judge: ClipJudge | None
 _JUDGED, _PSNR = ("judge",), dict(digits=1)
 METRICS: dict[str, Metric] = {
     "warp_error": Metric(lambda clip, case, judge, flow: metrics.warp_error(clip, flow), "warp error ×10⁻³", "lower", ("warp",), 1e3),
-    "warp_error_dis": Metric(_dis_warp_error, "warp error by DIS ×10⁻³", "lower", ("flow",), 1e3),
+    "warp_error_dis": Metric(lambda clip, case, judge, flow: metrics.warp_error(clip, flow), "warp error by DIS ×10⁻³", "lower", ("flow", "dis"), 1e3),
     "source_warp_error": Metric(lambda clip, case, judge, flow: metrics.warp_error(case.source, flow), "the source's own ×10⁻³", "", ("warp",), 1e3),
     "clip_score": Metric(lambda clip, case, judge, flow: metrics.clip_score(clip, case.prompt, judge), "CLIP score", needs=_JUDGED, digits=3),
     "clip_gain": Metric(lambda clip, case, judge, flow: metrics.clip_gain(clip, case.source, case.prompt, judge), "CLIP gain", needs=_JUDGED, digits=3),
@@ -183,7 +178,7 @@ class Row:
 
 def _lacking(metric: Metric, case: Case) -> list[str]:
     "What a metric needs and a case does not have."
-    known = [need for need in metric.needs if need not in ("judge", "warp")]
+    known = [need for need in metric.needs if need not in ("judge", "warp", "dis")]
     return [need for need in known if (value := getattr(case, need)) is None or isinstance(value, str) and not value.strip()]
 
 
@@ -194,6 +189,7 @@ def measure(
     names: Iterable[str],  # of `METRICS`
     judge: ClipJudge | None = None,
     flow: Flow | Exception | None = None,  # of the source, or why there is none
+    estimated: Flow | Exception | None = None,  # the same by DIS, where `flow` is known better
 ) -> Row:
     "All figures of one clip. Never raises for what is wrong with the clip: that stands in `errors`."
     measures, errors = {}, {}
@@ -204,13 +200,16 @@ def measure(
         return Row(method, case.name, {}, {"clip": str(error)})
     for name in names:
         metric = METRICS[name]
+        used = estimated if "dis" in metric.needs else flow if "warp" in metric.needs else None
         if lacking := _lacking(metric, case):
             errors[name] = f"needs {' and '.join(lacking)}: Case(..., {lacking[0]}=...)"
-        elif "warp" in metric.needs and isinstance(flow, Exception):
-            errors[name] = str(flow)
+        elif isinstance(used, Exception):
+            errors[name] = str(used)
+        elif used is None and {"warp", "dis"} & set(metric.needs):
+            errors[name] = "needs the flow of the source: evaluate() brings it"
         else:
             try:
-                measures[name] = metric.compute(clip, case, judge, flow)
+                measures[name] = metric.compute(clip, case, judge, used)
             except ValueError as error:
                 errors[name] = str(error)
     return Row(method, case.name, measures, errors)
@@ -561,10 +560,11 @@ def evaluate(
     rows, flows = [], []
     for place, case in enumerate(cases):
         flows.append(_flow_of(case, flow, store) if "warp" in needed else None)
+        estimated = _flow_of(replace(case, flow=None), "dis", store) if "dis" in needed and case.flow else None
         wanted = names if metrics is not None else [name for name in names if not _lacking(METRICS[name], case)]
         for method, clips in methods.items():
             edited = clips[place].edited if isinstance(clips[place], EditResult) else clips[place]
-            rows.append(measure(method, edited, case, wanted, judge, flows[-1]))
+            rows.append(measure(method, edited, case, wanted, judge, flows[-1], estimated))
     rows.sort(key=lambda row: list(methods).index(row.method))
     if not any(row.measures for row in rows):
         raise ValueError(f"nothing could be measured. {'; '.join(dict.fromkeys(Report(rows, {}).errors))}")

@@ -48,19 +48,16 @@ _BESIDE = ("source", "ideal")  # clips that lie beside those of the methods
 
 def _methods_of(methods: Mapping[str, Method] | Sequence[str]) -> dict[str, Method]:
     "Methods by name. Raises `SuiteError` for an unknown name, or one that cannot name a file."
-    if not isinstance(methods, Mapping):
-        names = [methods] if isinstance(methods, str) else list(methods)
-        if unknown := [name for name in names if name not in baselines.METHODS]:
-            raise SuiteError(f"methods={unknown[0]!r} is unknown: there are {', '.join(baselines.METHODS)}")
-        methods = {name: baselines.METHODS[name].make() for name in names}
-    if not methods:
-        raise SuiteError("methods is empty: name at least one")
+    try:
+        methods = baselines.make_methods(methods)
+    except ValueError as error:
+        raise SuiteError(str(error)) from None
     for name, method in methods.items():
         if not isinstance(name, str) or not _FILE_NAME.fullmatch(name) or name in _BESIDE:
             raise SuiteError(f"methods: {name!r} cannot name its files; use letters, digits, - and _, and neither {' nor '.join(_BESIDE)}")
         if not callable(method):
             raise SuiteError(f"methods[{name!r}]={method!r}: a method is a function from a Job to a Clip")
-    return dict(methods)
+    return methods
 
 # %% ../nbs/11_suite.ipynb #6f9666f9
 def _config_of(settings: dict[str, Any]) -> EditConfig:

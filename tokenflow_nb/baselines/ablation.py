@@ -10,15 +10,12 @@ import torch
 
 from .job import Job
 from ..clip import Clip
-from ..edit import EditConfig
 from ..keyframes import intervals
-from ..model import Blocks
 
 # %% ../../nbs/baselines/01_ablation.ipynb #76bf31c6
 def vae(job: Job) -> Clip:
     "The source, encoded and decoded: as steady as any result of this model can be."
-    blocks = Blocks(job.config.block_size)
-    return job.decode(torch.cat(list(blocks.map(lambda rows: job.model.encode(job.clip.frames[rows]), len(job.clip)))))
+    return job.decode(job.encode())
 
 
 def per_frame(job: Job) -> Clip:

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from .job import Job
+from .job import Job, check_keyframe
 from ..clip import Clip
-from ..flow import Flow, warp
+from ..flow import Flow, pixel_grid, warp
 
 # %% ../../nbs/baselines/05_atlas.ipynb #d8c39443
 def fit_affine(
@@ -49,11 +49,6 @@ def _pairs(flow: Flow, frame: int, step: int) -> tuple[np.ndarray, np.ndarray]:
     return flow.backward_flow[frame - 1], flow.backward_visible[frame - 1]
 
 
-def _grid(height: int, width: int) -> np.ndarray:  # (h, w, 2)
-    "The coordinates (x, y) of each pixel."
-    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float64)
-
-
 def _then(first: np.ndarray, second: np.ndarray) -> np.ndarray:  # (2, 3)
     "One affine motion after another."
     return np.column_stack([second[:, :2] @ first[:, :2], second[:, :2] @ first[:, 2] + second[:, 2]])
@@ -65,7 +60,7 @@ def layer_motion(
     keyframe: int,
 ) -> np.ndarray:
     "The affine motion of a layer from each frame to the keyframe, `(f, 2, 3)`, in pixels (x, y)."
-    own, motions = _grid(*flow.shape[1:]), np.tile(np.eye(2, 3), (len(mask), 1, 1))
+    own, motions = pixel_grid(*flow.shape[1:]), np.tile(np.eye(2, 3), (len(mask), 1, 1))
     for frames, step in ((range(keyframe - 1, -1, -1), 1), (range(keyframe + 1, len(mask)), -1)):
         for frame in frames:
             moved, visible = _pairs(flow, frame, step)
@@ -77,7 +72,7 @@ def layer_motion(
 # %% ../../nbs/baselines/05_atlas.ipynb #69a93b2b
 def _against(flow: Flow, frame: int, step: int, span: int) -> np.ndarray:
     "How far each pixel of a frame ends, so many frames on, from where most of the picture goes, `(h, w)` pixels."
-    own = _grid(*flow.shape[1:])
+    own = pixel_grid(*flow.shape[1:])
     end = own
     for each in range(frame, frame + span * step, step):
         end = end + warp(_pairs(flow, each, step)[0][None], (end - own)[None])[0]
@@ -219,7 +214,7 @@ class Atlas(nn.Module):
 
     def points(self, frame: int) -> torch.Tensor:
         "All pixels of a frame, `(h·w, 3)`."
-        own = torch.from_numpy(_grid(*self.size).reshape(-1, 2)).float()
+        own = torch.from_numpy(pixel_grid(*self.size).reshape(-1, 2)).float()
         return torch.cat([own, torch.full((len(own), 1), float(frame))], 1).to(self.foreground.scale.device)
 
     @torch.no_grad()
@@ -359,7 +354,7 @@ def _painted(atlas: Atlas, name: str, image: np.ndarray, frame: int) -> Callable
     "The colours of one layer, with what an image shows of it."
     layer, (height, width) = getattr(atlas, name), atlas.size
     (left, top), (across, down) = layer.box
-    nodes = torch.from_numpy(_grid(down, across).reshape(-1, 2) + (left, top)).float().to(layer.scale.device)
+    nodes = torch.from_numpy(pixel_grid(down, across).reshape(-1, 2) + (left, top)).float().to(layer.scale.device)
     points = where_seen(layer, nodes, frame)
     share = torch.sigmoid(atlas.opacity(points, atlas.foreground.uv(points)))[:, 0]
     share = (share if name == "foreground" else 1 - share).reshape(down, across).cpu().numpy()
@@ -389,15 +384,12 @@ class LayeredAtlas:
     visits: float = 12  # how often each pixel of the clip is drawn while fitting
 
     def __post_init__(self):
-        if self.keyframe is not None and (not isinstance(self.keyframe, int) or self.keyframe < 0):
-            raise ValueError(f"keyframe={self.keyframe!r}: give the number of a frame, or None for the middle one")
+        check_keyframe(self.keyframe)
         if not 0 < self.visits < math.inf:
             raise ValueError(f"visits={self.visits!r}: give a number above 0, such as 12")
 
     def __call__(self, job: Job) -> Clip:
-        keyframe = len(job.clip) // 2 if self.keyframe is None else self.keyframe
-        if keyframe >= len(job.clip):
-            raise ValueError(f"keyframe={keyframe}: the clip has {len(job.clip)} frames; give a number below that, or None for the middle one")
+        keyframe = job.keyframe(self.keyframe)
         edited = job.edit_images([keyframe])
         if len(job.clip) == 1:
             return edited

@@ -52,15 +52,15 @@ def make_methods(
     methods: Iterable[str] | Mapping[str, Method],  # names of `METHODS`, or methods by names of your own
 ) -> dict[str, Method]:
     "Methods by name. Raises `ValueError` for an unknown name, or none at all."
+    names = [methods] if isinstance(methods, str) else list(dict.fromkeys(methods))
+    if not names:
+        raise ValueError(f"methods is empty: name at least one of {', '.join(METHODS)}")
     if isinstance(methods, Mapping):
         return dict(methods)
-    names = [methods] if isinstance(methods, str) else list(dict.fromkeys(methods))
     for name in names:
         if name not in METHODS:
             near = difflib.get_close_matches(str(name), METHODS, n=1)
-            raise ValueError(f"method={name!r} is unknown: {f'did you mean {near[0]!r}? ' if near else ''}Methods are {', '.join(METHODS)}")
-    if not names:
-        raise ValueError(f"methods is empty: name at least one of {', '.join(METHODS)}")
+            raise ValueError(f"methods: {name!r} is unknown; {f'did you mean {near[0]!r}? ' if near else ''}there are {', '.join(METHODS)}")
     return {name: METHODS[name].make() for name in names}
 
 # %% ../../nbs/baselines/07_compare.ipynb #91888e45

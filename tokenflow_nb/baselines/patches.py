@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from .job import Job
+from .job import Job, check_keyframe
 from ..clip import Clip
-from ..flow import Flow, warp
+from ..flow import Flow, pixel_grid, warp
 
 # %% ../../nbs/baselines/04_patches.ipynb #e704e527
 def carried_positions(
@@ -25,7 +25,7 @@ def carried_positions(
     if not 0 <= keyframe < frames:
         raise ValueError(f"keyframe={keyframe}: give a number from 0 to {frames - 1}, a frame of the clip")
     places = np.empty((frames, height, width, 2), np.float32)
-    places[keyframe] = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
+    places[keyframe] = pixel_grid(height, width)
     for frame in range(keyframe + 1, frames):
         places[frame] = warp(places[frame - 1][None], flow.backward_flow[frame - 1][None])[0]
     for frame in range(keyframe - 1, -1, -1):
@@ -42,11 +42,6 @@ def _patches(
     padded = np.pad(np.asarray(guide, np.float32), ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(0, 1))
     return np.ascontiguousarray(windows).reshape(guide.shape[0] * guide.shape[1], -1)
-
-
-def _grid(height: int, width: int) -> np.ndarray:  # (h, w, 2) int
-    "The coordinates (x, y) of each pixel."
-    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
 
 
 class _Search:
@@ -72,7 +67,7 @@ class _Search:
 
     def propagate(self, step: int) -> None:
         "Each patch tries the place beside its neighbours' matches."
-        own = _grid(*self.shape)
+        own = pixel_grid(*self.shape)
         for across, down in ((step, 0), (-step, 0), (0, step), (0, -step)):
             neighbour = np.clip(own - (across, down), 0, np.array(self.shape[::-1]) - 1)
             field = self.field.reshape(*self.shape, 2)[neighbour[..., 1], neighbour[..., 0]]
@@ -116,7 +111,7 @@ def vote(
     patch: int = 5,  # side of a patch, as it was matched
 ) -> np.ndarray:
     "Each pixel as the mean of what the matches of all patches around it show there, `(h, w, c)` float64."
-    size, own = np.array(field.shape[1::-1]), _grid(*field.shape[:2])
+    size, own = np.array(field.shape[1::-1]), pixel_grid(*field.shape[:2])
     total, votes = np.zeros((*field.shape[:2], image.shape[2])), np.zeros((*field.shape[:2], 1))
     reach = range(-(patch // 2), patch // 2 + 1)
     for offset in ((across, down) for down in reach for across in reach):
@@ -142,8 +137,7 @@ class KeyframePatches:
     position_scale: float = 8.0  # pixels off the carried position that cost as much as black for white
 
     def __post_init__(self):
-        if self.keyframe is not None and (not isinstance(self.keyframe, int) or self.keyframe < 0):
-            raise ValueError(f"keyframe={self.keyframe!r}: give the number of a frame, or None for the middle one")
+        check_keyframe(self.keyframe)
         if self.patch < 1 or self.patch % 2 == 0:
             raise ValueError(f"patch={self.patch!r}: give an odd number of pixels, such as 5")
         if not self.position_scale > 0:
@@ -169,9 +163,7 @@ class KeyframePatches:
         return frames
 
     def __call__(self, job: Job) -> Clip:
-        keyframe = len(job.clip) // 2 if self.keyframe is None else self.keyframe
-        if keyframe >= len(job.clip):
-            raise ValueError(f"keyframe={keyframe}: the clip has {len(job.clip)} frames; give a number below that, or None for the middle one")
+        keyframe = job.keyframe(self.keyframe)
         edited = job.edit_images([keyframe])
         if len(job.clip) == 1:
             return edited

@@ -16,10 +16,11 @@ import torch
 from diffusers import ControlNetModel
 
 from .job import Job
-from .tune_a_video import FrameMemory, clip_noise, cross_frame, denoise, guided
+from .tune_a_video import FrameMemory, clip_noise, cross_frame, guided
 from ..clip import Clip
 from ..edit import Conditioning
 from ..flow import Flow
+from ..inversion import denoise
 from ..model import Blocks, Model
 
 # %% ../../nbs/baselines/03_text2video_zero.ipynb #f0118f49

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FrameMemory', 'CrossFrameAttention', 'cross_frame', 'TemporalAttention', 'VideoUNet', 'denoising_loss', 'tune',
-           'clip_noise', 'guided', 'denoise', 'climb', 'TuneAVideo']
+           'clip_noise', 'guided', 'TuneAVideo']
 
 # %% ../../nbs/baselines/02_tune_a_video.ipynb #6ba188cc
 import copy
@@ -23,9 +23,9 @@ from ..attention import self_attentions
 from .job import Job
 from ..clip import Clip
 from ..edit import Conditioning
-from ..inversion import check_finite, inversion_grid
+from ..inversion import climb, denoise, inversion_grid
 from ..keyframes import frame_attention
-from ..model import Blocks, Model, ModelError, NoiseSchedule, ddim_move
+from ..model import Blocks, Model, ModelError, NoiseSchedule
 
 # %% ../../nbs/baselines/02_tune_a_video.ipynb #c67ac39a
 @dataclass
@@ -224,39 +224,6 @@ def guided(
     negative = noise_under(conditioning.negative)
     return negative + scale * (positive - negative)
 
-
-def denoise(
-    model: Model,
-    latents: torch.Tensor,  # (f, c, h, w) at the first timestep
-    timesteps: list[int],  # noisiest first
-    noise_at: Callable[[torch.Tensor, int], torch.Tensor],  # latents, timestep -> noise
-    last: int | None = None,  # the timestep to end at; None: clean
-    progress: bool = False,
-) -> torch.Tensor:
-    "The latents `(f, c, h, w)` after DDIM steps. Raises `ModelError` when they stop being numbers."
-    for timestep, below in zip(tqdm(timesteps, desc="sample", unit="step", disable=not progress), [*timesteps[1:], last]):
-        levels = model.schedule.level(timestep), model.schedule.level(below)
-        latents = ddim_move(latents, noise_at(latents, timestep), *levels)
-        check_finite(latents, f"timestep {timestep}", model)
-    return latents
-
-
-def climb(
-    model: Model,
-    latents: torch.Tensor,  # (f, c, h, w), clean
-    timesteps: list[int],  # clean end first
-    noise_at: Callable[[torch.Tensor, int], torch.Tensor],  # latents, timestep -> noise
-    progress: bool = False,
-) -> torch.Tensor:
-    "The latents `(f, c, h, w)` at the last timestep by DDIM inversion. Raises `ModelError` when they stop being numbers."
-    level = model.schedule.level(None)
-    for timestep in tqdm(timesteps, desc="invert", unit="step", disable=not progress):
-        target = model.schedule.level(timestep)
-        latents = ddim_move(latents, noise_at(latents, timestep), level, target)
-        check_finite(latents, f"timestep {timestep} of the inversion", model)
-        level = target
-    return latents
-
 # %% ../../nbs/baselines/02_tune_a_video.ipynb #7fe03203
 _WAY = 0.015  # 500 steps of 3e-5, as in the published program
 
@@ -292,7 +259,7 @@ class TuneAVideo:
         "The inflated copy, tuned on the job's clip."
         model, seed, video = job.model, job.config.seed, VideoUNet(job.model.unet, job.config.seed)
         source = model.embed(job.config.source_prompt)
-        tune(video, model.schedule, _clean(job), source, *self.plan(model), self.window, seed, job.progress)
+        tune(video, model.schedule, job.encode(), source, *self.plan(model), self.window, seed, job.progress)
         return video.to(model.dtype)
 
     def __call__(self, job: Job) -> Clip:
@@ -308,11 +275,7 @@ class TuneAVideo:
 
         visited, _ = inversion_grid(model, config.num_inference_steps, config.inversion_steps)
         visited = [timestep for timestep in visited if timestep <= timesteps[0]]
-        latents = climb(model, _clean(job), visited, lambda x, t: noise_under(x, t)(conditioning.source), job.progress)
+        way = climb(model, job.encode(), visited, lambda x, t: noise_under(x, t)(conditioning.source))
+        for _, latents in tqdm(way, total=len(visited), desc="invert", unit="step", disable=not job.progress):
+            pass  # the last ones are those to start from
         return job.decode(denoise(model, latents, timesteps, lambda x, t: guided(noise_under(x, t), conditioning, scale), None, job.progress))
-
-
-def _clean(job: Job) -> torch.Tensor:
-    "The latents of a job's clip, `(f, c, h, w)`."
-    frames = job.clip.frames
-    return torch.cat(list(Blocks(job.config.block_size).map(lambda rows: job.model.encode(frames[rows]), len(frames))))
