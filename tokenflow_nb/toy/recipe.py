@@ -106,19 +106,19 @@ class Recipe:
     rate: float = 1e-3
     cross_attention_rate: float = 2.0  # times `rate`
     flat_share: float = 0.6  # share of the time before the learning rate falls
-    small_share: float = 0.3  # share of the time at half size
+    small_share: float = 0.3  # share of the time at half size, for a UNet that starts from nothing
     thin_share: float = 0.88  # share of the time after which self-attention sees all its keys
     average: float = 0.995
     snr_limit: float = 6.0  # a level of noise counts by its x₀ error times its signal-to-noise ratio + 1, up to here
-    low_noise_share: float = 0.28  # of the timesteps, drawn below `low_noise_steps`; the others above
-    low_noise_steps: int = 400
+    timestep_shares: tuple[tuple[int, float], ...] = ((400, 0.2), (800, 0.3), (950, 0.25), (1000, 0.25))  # up to a timestep, so many
+    blind_share: float = 0.5  # of the pictures at the last of these, shown as noise alone: sampling starts there
     offset_noise: float = 0.1  # deviation of the part of the noise that is the same all over a channel
     object_weight: float = 2.5  # how much more the object's cells count than the ground's
     object_share: float = 0.8  # share of the time after which all cells count the same
     outline_weight: tuple[float, float] = (1.5, 0.3)  # of the throw-away heads that draw the object: half-size, whole-size pictures
-    alike_share: float = 0.7  # of a batch: pictures in sixes that differ only in shape, with the same noise
-    alike_until: float = 0.85  # share of the time with such sixes
-    reach: tuple[float, float] = (0.25, 0.7)  # shares of the half-size time between which all pictures are let in, the calm ones first
+    alike_share: float = 0.7  # of a batch: rows of pictures that differ only in shape, with the same noise
+    alike_until: float = 0.85  # share of the time with such rows
+    reach: tuple[float, float] = (0.1, 0.5)  # shares of the time between which all pictures are let in, the calm ones first
     shape_emphasis: float = 3.0  # how much stronger the shape speaks in the text states while the UNet trains
     no_caption: float = 0.1  # share of the pictures trained without caption, for guidance
     partial_caption: float = 0.1  # share of the captions that leave one thing out
@@ -173,6 +173,11 @@ class Run:
             stage = next((stage for stage, result in RESULTS.items() if result == name), "latents")
             raise FileNotFoundError(f"{path} is not there: run the stage {stage!r} first (--stages {stage},...)")
         return path
+
+    @property
+    def small_share(self) -> float:
+        "Share of the UNet's time at half size: none when it starts from weights that paint already."
+        return 0.0 if self.init else self.recipe.small_share
 
     def rng(self, *key: str | int) -> np.random.Generator:
         "Random numbers of a stage, picture, step or process: a resumed run draws what it would have drawn."
@@ -239,7 +244,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> torch.nn.Module:
     return model
 
 # %% ../../nbs/toy/01_recipe.ipynb #fbd8652a
-_COLUMNS = tuple("stage step seconds loss word caption l1 l2 kl psnr contrastive mask accuracy x0_error".split())
+_COLUMNS = tuple("stage step seconds loss word caption l1 l2 kl psnr contrastive mask accuracy x0_error blind".split())
 
 
 class Log:
@@ -332,7 +337,7 @@ def scene(
     run: Run,
     index: int,  # numbers from `recipe.pictures` on are never trained on
 ) -> Scene:
-    "The scene of a picture. Six in a row differ only in shape; the first rows are calm."
+    "The scene of a picture. As many in a row as there are shapes differ only in shape; the first rows are calm."
     row, place = divmod(index, len(SHAPES))
     drawn = Scene.random(run.rng("scene", row), moving=False)
     shapes = [shape for shape in SHAPES if not held_out(shape, drawn.material, drawn.background)]

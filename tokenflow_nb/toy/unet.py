@@ -49,12 +49,22 @@ def make_scheduler(recipe: Recipe) -> DDIMScheduler:
 
 # %% ../../nbs/toy/05_unet.ipynb #0626cfce
 def draw_timesteps(count: int, recipe: Recipe, random: torch.Generator) -> torch.Tensor:  # (count,) int64
-    "Timesteps 0 to 999 in random order, evenly spread: a share `low_noise_share` of them below `low_noise_steps`."
+    "Timesteps 0 to 999 in random order, spread as `timestep_shares` says and evenly within each part."
     quantile = (torch.arange(count) + torch.rand(count, generator=random)) / count
-    share, edge = recipe.low_noise_share, recipe.low_noise_steps
-    low, high = quantile / share * edge, edge + (quantile - share) / (1 - share) * (1000 - edge)
-    times = torch.where(quantile < share, low, high)
+    ends, shares = zip((0, 0.0), *recipe.timestep_shares)
+    times = torch.from_numpy(np.interp(quantile, np.cumsum(shares), ends))
     return times.long().clamp(0, 999)[torch.randperm(count, generator=random)]
+
+
+def blinded(
+    levels: torch.Tensor,  # (b,) ᾱ
+    times: torch.Tensor,  # (b,)
+    recipe: Recipe,
+    random: torch.Generator,
+) -> torch.Tensor:  # (b,)
+    "How much of each picture is left in what the UNet sees, ᾱ: none of it in some of the noisiest. SD's schedule never gets there, sampling starts there."
+    noisiest = times >= recipe.timestep_shares[-2][0]
+    return torch.where(noisiest & (torch.rand(len(times), generator=random) < recipe.blind_share), 0.0, levels)
 
 
 def diffusion_loss(
@@ -272,7 +282,8 @@ class Batch(NamedTuple):
     clean: torch.Tensor  # (b, c, h, w) x₀
     noise: torch.Tensor  # (b, c, h, w) ε
     times: torch.Tensor  # (b,)
-    level: torch.Tensor  # (b,) ᾱ
+    level: torch.Tensor  # (b,) ᾱ of the timestep
+    seen: torch.Tensor  # (b,) ᾱ of what is shown: that, or 0
     covered: torch.Tensor  # (b, h, w) how much of each cell the object covers
     counts: torch.Tensor  # (b, h, w) how much each cell counts, 1 on average
     states: torch.Tensor  # (b, window, width)
@@ -299,18 +310,18 @@ class NoisyPictures:
     def rows(self, count: int, used: float, random: torch.Generator) -> tuple[torch.Tensor, int]:  # (count,)
         "Numbers of pictures, from the part of them that is let in by now; and how many of them, the first ones, are look-alikes."
         recipe = self.run.recipe
-        first, last = (share * recipe.small_share for share in recipe.reach)
+        first, last = recipe.reach
         reach = min(1.0, 0.1 + 0.9 * max(0.0, used - first) / (last - first))
-        sixes = max(1, int(recipe.pictures * reach) // _ALIKE)
+        rows = max(1, int(recipe.pictures * reach) // _ALIKE)
         alike = int(count * recipe.alike_share) // _ALIKE * (used < recipe.alike_until)
-        groups = torch.randint(sixes, (alike,), generator=random)[:, None] * _ALIKE + torch.arange(_ALIKE)
-        others = torch.randint(sixes * _ALIKE, (count - groups.numel(),), generator=random)
+        groups = torch.randint(rows, (alike,), generator=random)[:, None] * _ALIKE + torch.arange(_ALIKE)
+        others = torch.randint(rows * _ALIKE, (count - groups.numel(),), generator=random)
         return torch.cat([groups.flatten(), others]), groups.numel()
 
     def draw(self, step: int, rank: int, used: float) -> Batch:
         "A batch, fixed by step, process and the share of the budget used."
         recipe, random = self.run.recipe, self.run.generator("unet", step, rank)
-        size = recipe.size // 2 if used < recipe.small_share else recipe.size
+        size = recipe.size // 2 if used < self.run.small_share else recipe.size
         count, (means, stds) = self.batch_size(size), self.latents[size]
         rows, alike = self.rows(count, used, random)
         mean, std = means[rows].float(), stds[rows].float()
@@ -318,14 +329,16 @@ class NoisyPictures:
         noise = torch.randn(mean.shape, generator=random)
         noise = _shared(noise + recipe.offset_noise * torch.randn(*mean.shape[:2], 1, 1, generator=random), alike)
         times = _shared(draw_timesteps(count, recipe, random), alike)
+        levels = self.levels[times]
+        seen = _shared(blinded(levels, times, recipe, random), alike)
         covered = F.adaptive_avg_pool2d(torch.from_numpy(self.masks[rows.numpy()]).float()[:, None], mean.shape[-1])[:, 0]
         counts = 1 + recipe.object_weight * (used < recipe.object_share) * covered
-        parts = clean, noise, times, self.levels[times], covered, counts / counts.mean()
+        parts = clean, noise, times, levels, seen, covered, counts / counts.mean()
         return Batch(*(part.to(self.run.device) for part in parts), self.captions.draw(rows, random, alike))
 
 
 def _shared(values: torch.Tensor, alike: int) -> torch.Tensor:
-    "The values `(b, ...)`, each look-alike's made those of the first of its six."
+    "The values `(b, ...)`, each look-alike's made those of the first of its row."
     return torch.cat([values[:alike:_ALIKE].repeat_interleave(_ALIKE, 0), values[alike:]])
 
 # %% ../../nbs/toy/05_unet.ipynb #5605afae
@@ -341,13 +354,13 @@ def _unet_step(
     training.attention.thin = used < recipe.thin_share
     training.attention.random = batches.run.generator("keys", step, rank)
     batch = batches.draw(step, rank, used)
-    alpha = batch.level.view(-1, 1, 1, 1)
+    alpha = batch.seen.view(-1, 1, 1, 1)
     noisy = alpha.sqrt() * batch.clean + (1 - alpha).sqrt() * batch.noise
     output = training.unet(noisy.bfloat16(), batch.times, batch.states.bfloat16()).sample.float()
     loss, error = diffusion_loss(output, batch.clean, batch.noise, batch.level, recipe, batch.counts)
     outline = training.outlines.loss(batch.covered)
-    training.learn(loss + recipe.outline_weight[used >= recipe.small_share] * outline, step, used, batches.processes)
-    return dict(loss=loss, mask=outline, x0_error=error[batch.times > 700].mean())  # NaN where no timestep was that high
+    training.learn(loss + recipe.outline_weight[used >= batches.run.small_share] * outline, step, used, batches.processes)
+    return dict(loss=loss, mask=outline, x0_error=error[batch.times > 700].mean(), blind=error[batch.seen == 0].mean())  # NaN where no timestep was that high
 
 
 def _train_unet(rank: int, processes: int, run: Run) -> None:

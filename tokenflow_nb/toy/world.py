@@ -55,7 +55,7 @@ def _star_tile(rng: np.random.Generator) -> np.ndarray:  # (_TILE, _TILE) float3
 class _Tiles(NamedTuple):
     cloud: np.ndarray  # fractal noise: large soft forms with detail
     grain: np.ndarray  # fine noise: blades, grit
-    tints: np.ndarray  # (64, 64) one value per brick or plank
+    tints: np.ndarray  # (64, 64) one value per plank, in a column
     stars: np.ndarray
 
 
@@ -152,17 +152,13 @@ def _heart_points() -> list[tuple[float, float]]:
     return list(zip(16 * np.sin(turn) ** 3 / 16.5, down / 16.5))
 
 
-_CROSS = [(0, -1.05), (0.36, -1.05), (0.36, -0.36), (1.05, -0.36), (1.05, 0.36), (0.36, 0.36), (0.36, 1.05), (0, 1.05)]
-
 _SHAPES: dict[str, _Shape] = {
     "circle": _Shape(_circle_distance, 1.0),
     "square": _mirrored_polygon([(0, -0.88), (0.88, -0.88), (0.88, 0.88), (0, 0.88)]),
-    "triangle": _mirrored_polygon([(0, -1.12), (1.08, 0.80), (0, 0.80)]),
     "star": _mirrored_polygon(_star_points()),
     "heart": _mirrored_polygon(_heart_points()),
-    "cross": _mirrored_polygon(_CROSS),
 }
-SHAPES = tuple(_SHAPES)  # the words for shapes; their order is part of `held_out`
+SHAPES = tuple(_SHAPES)  # the words for shapes
 
 # %% ../../nbs/toy/00_world.ipynb #a2ce7b7b
 _Material = Callable[[np.ndarray, np.ndarray, tuple[float, float], float], np.ndarray]
@@ -265,20 +261,6 @@ def _plain_ground(x: np.ndarray, y: np.ndarray, offset: tuple[float, float]) -> 
     return np.asarray((0.55, 0.55, 0.56), np.float32) + 0.10 * noise[..., None]
 
 # %% ../../nbs/toy/00_world.ipynb #2a91ebbe
-def _bricks(x: np.ndarray, y: np.ndarray, offset: tuple[float, float]) -> np.ndarray:
-    height, width = 16.0, 32.0
-    x, y = x + offset[0], y + offset[1]
-    row = np.floor(y / height)
-    shifted = x + (row % 2) * width / 2
-    column = np.floor(shifted / width)
-    down, across = y - row * height, shifted - column * width
-    from_joint = np.minimum(np.minimum(down, height - down), np.minimum(across, width - across))
-    tint = _tiles().tints[row.astype(int) & 63, column.astype(int) & 63]
-    clay = np.clip(0.75 * tint + 0.35 * (_lookup(_tiles().grain, x, y) - 0.5), 0, 1)
-    brick = _mix((0.50, 0.20, 0.14), (0.72, 0.34, 0.24), clay)
-    return _mix((0.74, 0.71, 0.67), brick, _step(from_joint - 1.4, 1.3))
-
-
 def _planks(x: np.ndarray, y: np.ndarray, offset: tuple[float, float]) -> np.ndarray:
     height = 26.0
     row = np.floor((y + offset[1]) / height)
@@ -292,7 +274,6 @@ def _planks(x: np.ndarray, y: np.ndarray, offset: tuple[float, float]) -> np.nda
 # %% ../../nbs/toy/00_world.ipynb #2344164a
 _BACKGROUNDS: dict[str, tuple[str, _Paint]] = {
     "grass": ("on grass", _grass),
-    "bricks": ("on a brick wall", _bricks),
     "sky": ("in the sky", _sky),
     "night": ("in the night sky", _night),
     "water": ("on water", _water),
@@ -329,11 +310,16 @@ def captions() -> list[str]:
     return [caption(*names) for names in product(SHAPES, MATERIALS, BACKGROUNDS)]
 
 # %% ../../nbs/toy/00_world.ipynb #09408a4d
+# A number once given stays: the weights that ship were begun when the world had more words, and never saw what these hold out.
+_SHAPE_NUMBERS = dict(circle=0, square=1, star=3, heart=4)
+_BACKGROUND_NUMBERS = dict(grass=0, sky=2, night=3, water=4, sand=5, planks=6, plain=7)
+
+
 def held_out(shape: str, material: str, background: str) -> bool:
     "Whether this combination is kept from training. Raises `ValueError` for an unknown name."
     caption(shape, material, background)
-    places = SHAPES.index(shape), MATERIALS.index(material), tuple(BACKGROUNDS).index(background)
-    return (7 * places[0] + 5 * places[1] + 11 * places[2]) % 25 == 0
+    numbers = _SHAPE_NUMBERS[shape], MATERIALS.index(material), _BACKGROUND_NUMBERS[background]
+    return (7 * numbers[0] + 5 * numbers[1] + 11 * numbers[2]) % 25 == 0
 
 
 @cache
@@ -596,9 +582,9 @@ def _random(rng: np.random.Generator, held_out: bool, moving: bool) -> Scene:
     combinations = _combinations(bool(held_out))
     still = Scene(
         *combinations[rng.integers(len(combinations))],
-        centre=rng.uniform(44, 84, 2),
-        radius=rng.uniform(26, 42),
-        angle=rng.uniform(-0.5, 0.5),
+        centre=rng.uniform(52, 76, 2),
+        radius=rng.uniform(30, 42),
+        angle=rng.uniform(-0.35, 0.35),
         object_offset=rng.uniform(0, _TILE, 2),
         background_offset=rng.uniform(0, _TILE, 2),
     )
