@@ -401,6 +401,7 @@ def train_unet(
         processes = min(2, os.cpu_count() or 1) if run.device == "cpu" else 1
     if processes == 1:
         return _train_unet(0, 1, run)
+    masks(run)  # made by one process, before several ask for them
     meeting = run.folder / f"meeting-{uuid.uuid4().hex[:8]}"
     try:
         torch.multiprocessing.spawn(_worker, (processes, run, meeting), nprocs=processes)
