@@ -30,6 +30,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from .clip import let_go
+
 # %% ../nbs/01_store.ipynb #96bc74d5
 def cache_home() -> Path:
     "The folder of the cache: `TOKENFLOW_HOME` if that is set, else the platform's own. It need not exist yet."
@@ -74,6 +76,9 @@ def _parts(value: Any) -> tuple[str, list]:
     raise TypeError(f"digest: cannot hash a value of type {found}; give numbers, text, lists, dicts, arrays or tensors")
 
 # %% ../nbs/01_store.ipynb #4c91ff5a
+_PIECE = 1 << 22  # bytes
+
+
 def _feed(hasher: Any, value: Any) -> None:
     "Adds one value to a hash: its tag, its length, its content."
     tag, content = _plain(value)
@@ -85,7 +90,9 @@ def _feed(hasher: Any, value: Any) -> None:
         tag, content = _array_bytes(value)
     if tag:
         hasher.update(f"{tag}:{len(content)}:".encode())
-        hasher.update(content)
+        for start in range(0, len(content), _PIECE):  # frames may lie in a file: never all of them in memory
+            hasher.update(content[start : start + _PIECE])
+            let_go(value)
         return
     tag, parts = _parts(value)
     hasher.update(f"{tag}:{len(parts)}:".encode())
