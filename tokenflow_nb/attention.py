@@ -32,6 +32,18 @@ class KeyframeTokens:
     keys: torch.Tensor | None = None  # (k, s, c) normalised source tokens
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)  # branch -> (k, s, c)
 
+    def rows(self, rows: slice) -> "KeyframeTokens":
+        "Those of some keyframes."
+        return KeyframeTokens(self.keys[rows], {branch: output[rows] for branch, output in self.outputs.items()})
+
+    def after(self, earlier: "KeyframeTokens | None", carried: int) -> "KeyframeTokens":
+        "Those of the last `carried` earlier keyframes, then these."
+        if earlier is None or carried == 0:
+            return self
+        last = earlier.rows(slice(-carried, None))
+        outputs = {branch: torch.cat([last.outputs[branch], output]) for branch, output in self.outputs.items()}
+        return KeyframeTokens(torch.cat([last.keys, self.keys]), outputs)
+
 
 @dataclass
 class Context:
@@ -41,7 +53,8 @@ class Context:
     joint: bool = False  # keyframe pass: branches other than the source attend to all frames
     plan: Plan | None = None  # frame pass: how the frames draw on keyframes; None: self-attention is computed
     injection: Injection = Injection()
-    keyframes: dict[str, KeyframeTokens] = field(default_factory=dict)  # by layer
+    keyframes: dict[str, KeyframeTokens] = field(default_factory=dict)  # by layer, for the frame pass
+    fresh: dict[str, KeyframeTokens] = field(default_factory=dict)  # by layer, of the keyframe pass that runs
     source: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)  # by layer, of this pass
     frames: Sequence[int] = ()  # the frames of the clip that each branch holds
     watch: Callable[[str, str, dict[str, torch.Tensor], Sequence[int]], None] | None = None  # is shown what passes
@@ -59,6 +72,12 @@ class Context:
 
     def join(self, rows: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([rows[branch] for branch in self.branches])
+
+    def keep(self, members: slice, carried: int):
+        "Ends a keyframe pass: the frame pass finds the last `carried` keyframes of before, then these rows of the pass."
+        for layer, tokens in self.fresh.items():
+            self.keyframes[layer] = tokens.rows(members).after(self.keyframes.get(layer), carried)
+        self.fresh = {}
 
 # %% ../nbs/06_attention.ipynb #a27f9a42
 class TokenFlowAttention:
@@ -92,7 +111,7 @@ class TokenFlowAttention:
         return outputs
 
     def _keep(self, tokens, outputs):
-        kept = self.context.keyframes.setdefault(self.layer, KeyframeTokens())
+        kept = self.context.fresh.setdefault(self.layer, KeyframeTokens())
         kept.outputs |= outputs
         if "source" in tokens:
             kept.keys = normalise_keys(tokens["source"])

@@ -9,12 +9,13 @@ __all__ = ['NoiseAt', 'inversion_grid', 'Trajectory', 'Excerpt', 'invert_latents
 # %% ../nbs/03_inversion.ipynb #4483324b
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .clip import Clip
+from .clip import Clip, gather_frames, let_go
 from .model import Blocks, Model, ModelError, ddim_move
 from .store import Entry, Store, digest
 
@@ -94,6 +95,7 @@ class Excerpt:
     @property
     def noisiest(self) -> int:
         return self.whole.noisiest
+
 
 
 # %% ../nbs/03_inversion.ipynb #41af55a0
@@ -183,8 +185,10 @@ def inverting(
     meta = dict(kind="trajectory", prompt=prompt, timesteps=kept, frames=len(clip), block_size=block_size, model=model.name)
     meta |= dict(model_digest=model.digest, clip_digest=digest(clip.frames))  # who reads it can tell what it belongs to
     embeds = model.embed(prompt)
-    with store.writing(key, meta) as writer:
-        for start in range(0, len(clip), block_size):
+    with store.drafting(key, meta) as draft:  # what an interrupted inversion has done is not done again
+        for start in () if draft.finished else range(0, len(clip), block_size):
+            if (name := f"frames-{start:06d}") in draft:
+                continue
             frames = clip.frames[start : start + block_size]
             latents = blocks.map(lambda rows: model.encode(frames[rows]), len(frames))
             path = dict(clean=torch.cat(list(latents)))
@@ -192,7 +196,8 @@ def inverting(
                 if timestep in kept:
                     path[str(timestep)] = latents
                 yield start * len(visited) + done * len(frames), len(clip) * len(visited)
-            writer.put(f"frames-{start:06d}", path)
+            let_go(clip.frames)
+            draft.put(name, path)
     return Trajectory(store.get(key, verify=False))
 
 
@@ -234,14 +239,14 @@ def reconstruct(
 
     def work(rows):
         noise_at = lambda latents, timestep: model.predict(latents, timestep, embeds)  # noqa: E731
-        return torch.from_numpy(model.decode(denoise(model, trajectory.at(timesteps[0], rows), timesteps, noise_at)))
+        return model.decode(denoise(model, trajectory.at(timesteps[0], rows), timesteps, noise_at))
 
-    return Clip(torch.cat(list(Blocks(block_size).map(work, len(trajectory)))).numpy())
+    return Clip(gather_frames(chain.from_iterable(Blocks(block_size).map(work, len(trajectory)))))
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
     "Peak signal-to-noise ratio in dB between two uint8 arrays `(f, h, w, 3)`, the mean over frames; equal frames count as 99."
-    error = ((first.astype(np.float64) - second) ** 2).mean(axis=(1, 2, 3))
+    error = np.array([((one.astype(np.float64) - other) ** 2).mean() for one, other in zip(first, second, strict=True)])
     return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 255**2 / 10**9.9))))
 
 # %% ../nbs/03_inversion.ipynb #c34bac11
@@ -271,6 +276,6 @@ class Gate:
 
 def gate(model: Model, clip: Clip, trajectory: Trajectory, block_size: int = 8) -> Gate:
     "The reconstruction of a clip beside the VAE's own ceiling."
-    round_trip = Blocks(block_size).map(lambda rows: torch.from_numpy(model.decode(model.encode(clip.frames[rows]))), len(clip))
-    vae = psnr(clip.frames, torch.cat(list(round_trip)).numpy())
+    round_trip = Blocks(block_size).map(lambda rows: model.decode(model.encode(clip.frames[rows])), len(clip))
+    vae = psnr(clip.frames, gather_frames(chain.from_iterable(round_trip)))
     return Gate(vae, psnr(clip.frames, reconstruct(model, trajectory, block_size=block_size).frames), len(trajectory.timesteps))

@@ -45,6 +45,19 @@ class Plan:
     def __getitem__(self, rows: slice) -> "Plan":
         return Plan(self.first[rows], self.second[rows], self.weight[rows])
 
+    def ready(self, keyframes: int) -> int:
+        "How many frames, from the first on, draw on the first `keyframes` keyframes only. A plan's positions never fall."
+        return int(((self.first < keyframes) & (self.second < keyframes)).sum())
+
+    def oldest(self, frame: int) -> int:
+        "The first keyframe that this frame or a later one draws on; one beyond all when there is no such frame."
+        later = torch.cat([self.first[frame:], self.second[frame:]])
+        return int(later.min()) if len(later) else int(self.first.max()) + 1
+
+    def counted_from(self, keyframe: int) -> "Plan":
+        "The plan for a list that begins with this keyframe."
+        return Plan(self.first - keyframe, self.second - keyframe, self.weight)
+
 # %% ../nbs/05_propagation.ipynb #7ceacbcd
 def _neighbours(frames: int, keyframes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "Positions of the nearest keyframe at or before, and after each frame (the same one at the ends), and d⁻/(d⁺+d⁻)."

@@ -441,14 +441,15 @@ class Store:
         manifest = _new_manifest(key, meta)
         with _alone(self.root, key) as alone:  # else this process drafts it already, paused perhaps: it would wait for itself
             folder = self.root / (f".draft-{key}" if alone else _scratch_name())
+            draft = Draft(self.root, folder, finished=alone and self.get(key) is not None)
             try:
-                yield (draft := Draft(self.root, folder, finished=alone and self.get(key) is not None))
+                yield draft
                 if not draft.finished:
                     with _explained(self.root):
                         (folder / _JOURNAL).unlink()
                         _publish(folder, manifest | {"files": draft.files}, self.root / key)
             finally:
-                if not alone:
+                if not alone or not draft.files:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def drafts(self) -> dict[str, int]:
@@ -470,10 +471,10 @@ class Store:
         return [Entry(path, manifest) for _, path, manifest in sorted(_found(self.root), key=lambda each: -each[0])]
 
     def remove(self, key: str) -> bool:
-        "Removes an entry at once and whole. Returns whether there was one."
+        "Removes an entry, or what there is of it, at once and whole. Returns whether there was one."
         _check_name("key", key)
         with _explained(self.root):
-            return _discard(self.root / key)
+            return any([_discard(self.root / key), _discard(self.root / f".draft-{key}")])
 
     def prune(self, max_bytes: int) -> list[str]:
         "Removes the entries that were not used for longest until the rest fits. Returns their keys."

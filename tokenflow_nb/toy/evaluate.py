@@ -27,7 +27,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..clip import Clip, contact_sheet
-from ..edit import WITHOUT_PROPAGATION, Edit, EditConfig
+from ..denoiser import WITHOUT_PROPAGATION
+from ..edit import Edit, EditConfig
 from ..inversion import gate, invert, psnr
 from ..metrics import ClipJudge, consistency_recovered, masked_psnr, warp_error
 from ..model import TOY_FOLDER, Model, ddim_move, load_model, predicted_clean
