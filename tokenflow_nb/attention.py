@@ -34,7 +34,9 @@ class KeyframeTokens:
 
     def rows(self, rows: slice) -> "KeyframeTokens":
         "Those of some keyframes."
-        return KeyframeTokens(self.keys[rows], {branch: output[rows] for branch, output in self.outputs.items()})
+        if len(range(len(self.keys))[rows]) == len(self.keys):
+            return self
+        return KeyframeTokens(self.keys[rows].clone(), {branch: output[rows].clone() for branch, output in self.outputs.items()})
 
     def after(self, earlier: "KeyframeTokens | None", carried: int) -> "KeyframeTokens":
         "Those of the last `carried` earlier keyframes, then these."
@@ -77,7 +79,7 @@ class Context:
         "Ends a keyframe pass: the frame pass finds the last `carried` keyframes of before, then these rows of the pass."
         for layer, tokens in self.fresh.items():
             self.keyframes[layer] = tokens.rows(members).after(self.keyframes.get(layer), carried)
-        self.fresh = {}
+        self.fresh, self.source = {}, {}
 
 # %% ../nbs/06_attention.ipynb #a27f9a42
 class TokenFlowAttention:
@@ -100,9 +102,9 @@ class TokenFlowAttention:
         context, outputs = self.context, {}
         for branch, x in tokens.items():
             query, key, value = attn.to_q(x), attn.to_k(x), attn.to_v(x)
-            if branch == "source":
-                context.source[self.layer] = (query, key)
-            elif self.layer in context.injection.attention:
+            if self.layer in context.injection.attention:
+                if branch == "source":
+                    context.source[self.layer] = (query, key)
                 query, key = context.source[self.layer]
             attention = joint_attention if context.joint and branch != "source" else frame_attention
             outputs[branch] = attn.to_out[0](attention(query, key, value, attn.heads))
