@@ -17,7 +17,7 @@ from .attention import Context, Injection, installed
 from .guidance import Editor
 from .inversion import Trajectory
 from .keyframes import joint_groups
-from .model import Blocks, Model, out_of_memory
+from .model import Blocks, Model, out_of_memory, trim_memory
 from .propagation import Plan, make_plan
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class Denoiser:
     def _together(self, context: Context, latents: torch.Tensor, timestep: int, frames: list[int]) -> torch.Tensor:
         "The keyframe pass. Joint attention needs all keyframes at once, but not all branches."
         context.joint = True
+        trim_memory()
         try:
             noise = self._guided(context, latents, timestep, frames)
         except (RuntimeError, MemoryError) as error:

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['TOY_FOLDER', 'MODELS', 'STABLE_DIFFUSION', 'ModelError', 'ModelInfo', 'Backbone', 'ddim_move', 'predicted_clean',
-           'NoiseSchedule', 'out_of_memory', 'Blocks', 'Model', 'load_model']
+           'NoiseSchedule', 'out_of_memory', 'trim_memory', 'Blocks', 'Model', 'load_model']
 
 # %% ../nbs/02_model.ipynb #f9466088
+import ctypes
 import difflib
 import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
@@ -132,6 +134,12 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
+def trim_memory() -> None:
+    "Gives freed memory back to the system, where the C library can. Else it stays in pieces that the next block does not fit, and grows with the clip."
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 class Blocks:
     "Runs work over rows a block at a time; halves the block when memory runs out."
 
@@ -155,6 +163,7 @@ class Blocks:
         start = 0
         while start < count:
             rows = slice(start, min(start + self.size, count))
+            trim_memory()
             try:
                 result = work(rows)
             except (RuntimeError, MemoryError) as error:
