@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -34,19 +35,18 @@ def nearest(
     largest: int = 1 << 22,  # similarities in memory at a time: 16 MB, which a CPU's cache can hold
 ) -> torch.Tensor:
     "The index of the key with the largest cosine, `(n,)` int64, exactly; the first one of a tie. In float32, whatever is given."
-    queries, keys = queries.detach(), keys.detach().float()
     if queries.is_cuda and _fused_works():
-        return fused_nearest(queries, keys)
-    chunk = max(1, largest // max(1, len(keys)))
-    if len(queries) <= chunk:
-        return _first_largest(queries.float() @ keys.T)
-    cosines = keys.new_empty(chunk, len(keys))
-    parts = queries.split(chunk)
+        return fused_nearest(queries.detach(), keys.detach().float())
+    if queries.shape[0] * keys.shape[0] <= largest:
+        return _first_largest(F.linear(queries.float(), keys.float()))
+    queries, keys = queries.detach(), keys.detach().float()
+    cosines = keys.new_empty(max(1, largest // len(keys)), len(keys))
+    parts = queries.split(len(cosines))
     return torch.cat([_first_largest(torch.mm(part.float(), keys.T, out=cosines[: len(part)])) for part in parts])
 
 
 def _first_largest(cosines: torch.Tensor) -> torch.Tensor:  # (n, m) -> (n,)
-    return torch.from_numpy(cosines.numpy().argmax(-1)) if cosines.device.type == "cpu" else cosines.argmax(-1)
+    return torch.from_numpy(cosines.detach().numpy().argmax(-1)) if cosines.is_cpu else cosines.argmax(-1)
 
 # %% ../nbs/05_propagation.ipynb #dff9c6db
 if triton is not None:
@@ -171,9 +171,12 @@ def nearest_fields(
     which: torch.Tensor,  # (f,): the keyframe that each frame draws on
 ) -> torch.Tensor:
     "For each token of each frame the index of its nearest neighbour in that frame's keyframe, `(f, s)` int64."
-    keyframes, lengths = (part.tolist() for part in which.unique_consecutive(return_counts=True))  # neighbours mostly share one: no copies
-    runs = zip(tokens.split(lengths), keyframes)
-    return torch.cat([nearest(run.flatten(0, 1), keys[keyframe]) for run, keyframe in runs]).view(tokens.shape[:2])
+    queries, found, start = tokens.flatten(0, 1), [], 0
+    for keyframe, run in groupby(which.tolist()):  # neighbours mostly share a keyframe: no copies
+        stop = start + len(list(run)) * tokens.shape[1]
+        found.append(nearest(queries[start:stop], keys[keyframe]))
+        start = stop
+    return torch.cat(found).view(tokens.shape[:2])
 
 
 def follow(
