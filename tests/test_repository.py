@@ -30,6 +30,7 @@ COMES_WITH = {
     "traitlets": "ipywidgets",
     "huggingface_hub": "diffusers",
     "tokenizers": "transformers",
+    "triton": "torch",  # on Linux with a GPU; without it a slower search serves
 }
 
 
