@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenflow_nb import propagation
-from tokenflow_nb.keyframes import intervals, joint_attention, keyframe_table
+from tokenflow_nb.keyframes import intervals, joint_attention, joint_groups, keyframe_table
 from tokenflow_nb.model import Blocks, ddim_move
 from tokenflow_nb.propagation import RULES, make_plan, nearest, nearest_fields, normalise_keys
 
@@ -215,3 +215,34 @@ def test_blocks_pass_on_what_no_halving_helps():
         list(Blocks(4).map(too_large, 8))
     with pytest.raises(RuntimeError, match="something else"):
         list(Blocks(4).map(broken, 8))
+
+
+# ---- groups of keyframes
+
+
+@given(keyframes=st.integers(1, 300), most=st.none() | st.integers(2, 40))
+def test_groups_cover_every_keyframe_once_and_never_hold_too_many(keyframes, most):
+    groups = joint_groups(keyframes, most)
+    assert [each for group in groups for each in group.members] == list(range(keyframes))
+    for group in groups:
+        assert len(group.everybody) <= (most or keyframes) and group.everybody == sorted(set(group.everybody))
+        assert group.everybody[group.rows] == list(group.members)
+        assert group is groups[0] or group.members.start - 1 in group.everybody  # neighbours agree
+    assert len(groups) == 1 or (most is not None and keyframes > most)
+
+
+@given(frames=st.integers(1, 60), interval=st.integers(1, 9), most=st.none() | st.integers(2, 9), rule=st.sampled_from([*RULES]), seed=st.integers(0, 9))
+def test_every_frame_finds_its_keyframes_among_those_that_are_held(frames, interval, most, rule, seed):
+    "The bookkeeping of a step: groups of keyframes and frames take turns."
+    keyframes = keyframe_table(frames, min(interval, frames), 1, seed)[0]
+    plan, start, held = make_plan(rule, frames, keyframes, min(interval, frames)), 0, []
+    for group in joint_groups(len(keyframes), most):
+        base = min(group.members.start, plan.oldest(start))
+        held = [*held[len(held) - (group.members.start - base) :], *group.members]
+        assert held[0] == base and len(held) <= len(group.members) + 1
+        stop = plan.ready(group.members.stop)
+        part = plan[start:stop].counted_from(base)
+        for chosen, whole in ((part.first, plan.first), (part.second, plan.second)):
+            assert [held[place] for place in chosen.tolist()] == whole[start:stop].tolist()
+        start = stop
+    assert start == frames
