@@ -68,7 +68,7 @@ def html_name(name: str) -> str:
 @cache
 def cells(name: str) -> list[dict]:
     "The cells of a notebook, their source as one string."
-    found = json.loads((NBS / name).read_text(encoding="utf-8"))["cells"]
+    found = json.loads((NBS / name).read_text(encoding="utf-8"))["cells"] if (NBS / name).exists() else []
     return [cell | {"source": "".join(cell["source"])} for cell in found]
 
 
@@ -360,6 +360,7 @@ pre code { background: none; padding: 0; font-size: 1em; } .jp-OutputArea-output
 .jp-RenderedMarkdown table, .scroll, main table { display: block; width: max-content; max-width: 100%; overflow-x: auto; border-collapse: collapse; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: left; } blockquote { margin: 1rem 0; padding-left: 1rem; border-left: 3px solid #ccc; color: #555; }
 .jp-InputPrompt, .jp-OutputPrompt, .prompt, .jp-Collapser { display: none; } hr { border: 0; border-top: 1px solid #e3e6ea; margin: 2.5rem 0 1rem; }
+.jp-CodeCell:not(:has(.jp-OutputArea-output)) .highlight:has(pre:empty), .input:has(pre:empty), .jp-InputArea:has(.highlight pre:empty) { display: none; }
 summary { display: none; }
 @media (max-width: 800px) { body { display: block; } nav { padding: .8rem 1rem; background: #f6f8fa; } summary { display: list-item; cursor: pointer; font-weight: 600; } main { padding: .5rem 1rem 3rem; } }
 """
@@ -371,15 +372,16 @@ PAGE = """<!doctype html>
 """
 
 
-def preview(processed: Path, target: Path) -> int:
-    "Writes every page of the sidebar as HTML below `target`, its pictures beside it. Returns how many."
+def preview(processed: Path, target: Path, names: list[str]) -> int:
+    "Writes pages as HTML below `target`, their pictures beside them. Returns how many."
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
 
     exporter, style = HTMLExporter(template_name="basic"), STYLE + HtmlFormatter().get_style_defs(".highlight")
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(processed, target, ignore=shutil.ignore_patterns("*.ipynb", "*.yml"))
-    for name in listed():
+    there = [name for name in names if (processed / name).exists()]  # a sidebar may be ahead of its pages; `check` says so
+    for name in there:
         page = target / html_name(name)
         page.parent.mkdir(parents=True, exist_ok=True)
         notebook = _for_preview(json.loads((processed / name).read_text(encoding="utf-8")))
@@ -388,7 +390,7 @@ def preview(processed: Path, target: Path) -> int:
         body = re.sub(rf'href="({re.escape(SITE)}/)?([\w./-]+)\.(?:ipynb|html)(#[^"]*)?"', lambda found: _link(found, up), body)
         filled = dict(title=title(name), style=style, site=QUARTO["website"]["title"], sidebar=_sidebar_html(name, up), body=body)
         page.write_text(PAGE.format(open=" open", **filled), encoding="utf-8")
-    return len(listed())
+    return len(there)
 
 
 def _for_preview(notebook: dict):
@@ -402,10 +404,19 @@ def _for_preview(notebook: dict):
         notebook["cells"][0] |= {"cell_type": "markdown", "source": heading + first[matter.end() :]}
         for key in ("outputs", "execution_count"):
             notebook["cells"][0].pop(key, None)
-    for cell in notebook["cells"]:  # what only Quarto understands
-        if cell["cell_type"] == "markdown":
-            cell["source"] = re.sub(r"^:::.*$|\{[.#][\w .=\"-]*\}", "", "".join(cell["source"]), flags=re.M)
-    return nbformat.from_dict(notebook)
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        quiet = cell["cell_type"] == "code" and re.search(r"^#\|\s*echo:\s*false", source, re.M)
+        cell["source"] = "" if quiet else re.sub(r"^#\|.*\n?", "", source, flags=re.M) if cell["cell_type"] == "code" else _plain(source)
+        for output in cell.get("outputs", ()):
+            if "text/markdown" in output.get("data", {}):
+                output["data"]["text/markdown"] = _plain("".join(output["data"]["text/markdown"]))
+    return nbformat.reads(json.dumps(notebook), 4)
+
+
+def _plain(text: str) -> str:
+    "Markdown without what only Quarto understands: fences and attributes."
+    return re.sub(r"^:::.*$|(?<=[)\w ])\{[.#a-z][\w .=\"#:;_-]*\}", "", text, flags=re.M)
 
 
 def _link(found: re.Match, up: str) -> str:
@@ -445,7 +456,7 @@ def faults() -> list[str]:
 def main() -> int:
     if sys.argv[1:] == ["preview"]:
         target = ROOT / get_config().doc_path.name
-        print(f"{preview(process(), target)} pages: {target / 'index.html'}")
+        print(f"{preview(process(), target, listed())} pages: {target / 'index.html'}")
         return 0
     if sys.argv[1:] == ["process"]:
         processed = process()
