@@ -27,9 +27,13 @@ def split(source: str) -> tuple[str, str] | None:
         return None
     lines = source.splitlines()
     taken = {line for node in imports for line in range(node.lineno - 1, node.end_lineno)}
-    directives = [line for line in lines if line.startswith("#|")]
+    first = [line for line in lines if line.startswith("#|")]
+    for number in sorted(taken):
+        if first and number and number - 1 not in taken and not lines[number - 1].strip() and not first[-1].startswith("#|"):
+            first.append("")  # between groups of imports
+        first.append(lines[number])
     rest = re.sub(r"\n{3,}", "\n\n\n", "\n".join(line for number, line in enumerate(lines) if number not in taken)).strip("\n")
-    return "\n".join(directives + [line for number, line in enumerate(lines) if number in taken]), rest
+    return "\n".join(first), re.sub(r"\A((?:#\|.*\n)*)\n+", r"\1", rest)
 
 
 def mend(path: Path) -> int:

@@ -360,7 +360,6 @@ pre code { background: none; padding: 0; font-size: 1em; } .jp-OutputArea-output
 .jp-RenderedMarkdown table, .scroll, main table { display: block; width: max-content; max-width: 100%; overflow-x: auto; border-collapse: collapse; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: left; } blockquote { margin: 1rem 0; padding-left: 1rem; border-left: 3px solid #ccc; color: #555; }
 .jp-InputPrompt, .jp-OutputPrompt, .prompt, .jp-Collapser { display: none; } hr { border: 0; border-top: 1px solid #e3e6ea; margin: 2.5rem 0 1rem; }
-.jp-CodeCell:not(:has(.jp-OutputArea-output)) .highlight:has(pre:empty), .input:has(pre:empty), .jp-InputArea:has(.highlight pre:empty) { display: none; }
 summary { display: none; }
 @media (max-width: 800px) { body { display: block; } nav { padding: .8rem 1rem; background: #f6f8fa; } summary { display: list-item; cursor: pointer; font-weight: 600; } main { padding: .5rem 1rem 3rem; } }
 """
@@ -386,6 +385,7 @@ def preview(processed: Path, target: Path, names: list[str]) -> int:
         page.parent.mkdir(parents=True, exist_ok=True)
         notebook = _for_preview(json.loads((processed / name).read_text(encoding="utf-8")))
         body, _ = exporter.from_notebook_node(notebook)
+        body = re.sub(r'<div class="?\s*highlight[^>]*><pre>(<span></span>)?\s*</pre></div>', "", body)  # of a cell that is not shown
         up = "../" * name.count("/")
         body = re.sub(rf'href="({re.escape(SITE)}/)?([\w./-]+)\.(?:ipynb|html)(#[^"]*)?"', lambda found: _link(found, up), body)
         filled = dict(title=title(name), style=style, site=QUARTO["website"]["title"], sidebar=_sidebar_html(name, up), body=body)

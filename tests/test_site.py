@@ -162,7 +162,8 @@ def test_an_error_output_is_seen(tmp_path, monkeypatch):
 
 
 def test_imports_are_split_off():
-    assert split_imports.split("import os\nfrom a import (\n    b,\n)\n\n\nx = os.name\n") == ("import os\nfrom a import (\n    b,\n)", "x = os.name")
+    assert split_imports.split("import os\n\nfrom a import (\n    b,\n)\n\n\nx = os.name\n") == ("import os\n\nfrom a import (\n    b,\n)", "x = os.name")
+    assert split_imports.split("#| slow\nimport os\n\nx = os.name") == ("#| slow\nimport os", "#| slow\nx = os.name")
     for whole in ("import os", "x = 1", "#| export\nimport os\nx = 1", "#| eval: false\nimport os\nx = 1"):
         assert split_imports.split(whole) is None
 
