@@ -47,7 +47,8 @@ test: setup ## what CI runs: export is clean, notebooks, tutorials, pytest, Cola
 	echo 'pytest' && OMP_NUM_THREADS=2 $(BIN)/python -m pytest && \
 	$(MAKE) --no-print-directory test-colab
 
-# Environments with other versions than .venv; what that is, .ci/environment.py says.
+# Environments with other versions than .venv; what that is, .ci/environment.py says. Plugins of pytest that the packages of .venv
+# announce would be looked for in older packages.
 .venv-%/.installed: .venv/.installed .ci/environment.py .ci/colab.txt
 	@echo "Setting up .venv-$* (a minute or two, once)"
 	@$(BIN)/python .ci/environment.py $*
@@ -58,7 +59,7 @@ test-lower: ## the same with the lower bounds of pyproject.toml
 test-colab test-lower: test-%: setup .venv-%/.installed
 	@echo 'Panels, imports and the first tutorial in .venv-$*' && $(FRESH) && \
 	.venv-$*/bin/python .ci/import_time.py && \
-	OMP_NUM_THREADS=2 .venv-$*/bin/python -m pytest tests/test_panel_*.py && \
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=2 .venv-$*/bin/python -m pytest -p pytest_timeout tests/test_panel_*.py && \
 	.venv-$*/bin/python .ci/run_tutorials.py --check 01
 
 test-browser: setup ## the panels' stories in JupyterLab and chromium; takes minutes

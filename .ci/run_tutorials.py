@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 
 import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, WEIGHTS, TUTORIALS = ROOT / "tokenflow_nb", ROOT / "tokenflow_nb" / "toy" / "weights", ROOT / "nbs" / "tutorials"
@@ -61,8 +62,8 @@ def weights() -> str:
 
 def imported(cells: list[str]) -> list[Path]:
     "The modules of the package that code cells import, and those that these import, in the order of their names."
-    shell = re.compile(r"^\s*[%!].*$", re.M)
-    waiting = {module for cell in cells for module in imports(shell.sub("pass", cell), "")}
+    plain = TransformerManager().transform_cell  # `%pip` and `!ls` as Python
+    waiting = {module for cell in cells for module in imports(plain(cell), "")}
     waiting |= {"tokenflow_nb.cli"} if any(re.search(r"^\s*!\s*tokenflow_nb", cell, re.M) for cell in cells) else set()
     found: dict[str, Path] = {}
     while waiting:

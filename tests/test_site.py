@@ -219,6 +219,12 @@ def test_a_tutorial_is_stale_when_a_module_changes_that_it_reaches(tutorial, mon
     assert "the modules that it imports" in run_tutorials.stale(tutorial)
 
 
+def test_cells_with_shell_and_magic_are_read():
+    cells = ["if True:\n    %pip install -q x\nfrom tokenflow_nb import store", "x = (7\n % 2)", "!ls"]
+    assert [path.name for path in run_tutorials.imported(cells)] == ["store.py"]
+    assert "cli.py" in [path.name for path in run_tutorials.imported(["!tokenflow_nb demo"])]
+
+
 def test_a_tutorial_is_stale_when_the_toy_model_changes(tutorial, monkeypatch):
     monkeypatch.setattr(run_tutorials, "weights", lambda: "others")
     assert "the toy model" in run_tutorials.stale(tutorial)
