@@ -44,8 +44,8 @@ test: setup ## what CI runs: export is clean, notebooks, tutorials, pytest, Cola
 	@$(FRESH) && \
 	echo 'Notebooks' && OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|tutorials$$)' && \
 	echo 'Tutorials' && $(BIN)/python .ci/run_tutorials.py --check && \
-	echo 'pytest' && OMP_NUM_THREADS=2 $(BIN)/python -m pytest && \
-	$(MAKE) --no-print-directory test-colab
+	echo 'pytest' && OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory test-colab
 
 # Environments with other versions than .venv; what that is, .ci/environment.py says. Plugins of pytest that the packages of .venv
 # announce would be looked for in older packages.

@@ -60,7 +60,7 @@ def test_the_two_commands():
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([\w-]+)`", README))))
 def test_its_make_targets_exist(target):
-    assert subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True).returncode == 0
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
 
 
 @pytest.mark.parametrize("command", sorted(set(INLINE)))
