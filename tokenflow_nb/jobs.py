@@ -6,6 +6,7 @@
 __all__ = ['JobError', 'EditJob', 'WorkerLost', 'Outcome', 'JobsFailed', 'Outcomes', 'LocalExecutor', 'RayExecutor', 'edit_many']
 
 # %% ../nbs/14_jobs.ipynb #1c7d8404
+import difflib
 import hashlib
 import inspect
 import json
@@ -32,7 +33,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .clip import Clip, as_clip
-from .edit import EditConfig, _unknown, edit_video
+from .edit import EditConfig, edit_video
 from .model import MODELS, Model, load_model
 from .store import Store, digest
 
@@ -54,7 +55,9 @@ def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
         if name in _OF_THE_RUN:
             raise JobError(f"{name}={options[name]!r} is no part of a job: give it to edit_many, for all jobs")
         if name not in _OPTIONS:
-            raise JobError(_unknown("option", name, _OPTIONS))
+            near = difflib.get_close_matches(name, _OPTIONS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise JobError(f"{name}={options[name]!r}: edit_video has no such option; {hint}It has {', '.join(_OPTIONS)}")
     return options
 
 # %% ../nbs/14_jobs.ipynb #669b1535
@@ -229,7 +232,7 @@ class Outcome:
     seconds: float = 0.0  # in its worker, the last time it was tried
     error: str = ""  # what was wrong, in one line
     traceback: str = field(default="", repr=False)
-    attempts: int = 0  # how often it was given to a worker
+    losses: tuple[str, ...] = ()  # why it was tried again, each time
 
     ok = property(lambda self: self.status in ("done", "kept"), doc="Whether the result is there.")
     path = property(lambda self: self.job.clip_path, doc="The edited clip, if `ok`.")
@@ -237,7 +240,7 @@ class Outcome:
     def cells(self) -> tuple[str, ...]:
         "A row of the table."
         source = "frames" if isinstance(self.job.source, Clip) else self.job.source.name
-        tried = f" (tried {self.attempts} times)" if self.attempts > 1 else ""
+        tried = f" (tried {len(self.losses) + 1} times)" if self.losses else ""
         return source, self.job.prompt, self.status + tried, f"{self.seconds:.1f}", self.error or str(self.path)
 
     def __repr__(self) -> str:
@@ -420,7 +423,7 @@ class _Process:
             self._connection.send((function, arguments, keywords))
             multiprocessing.connection.wait([self._connection, self._process.sentinel])
             well, answer = self._connection.recv()
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, OSError) as error:  # also an end in the middle of a message
             self._process.join(10)
             raise WorkerLost(f"the worker process {_ended(self._process.exitcode)}") from error
         if not well:
@@ -593,11 +596,10 @@ class _Round:
     task: tuple  # what `_work` gets besides the job
     retries: int
     answers: "queue.SimpleQueue[_Answer]" = field(default_factory=queue.SimpleQueue)
-    attempts: Counter = field(default_factory=Counter)
+    losses: dict[int, tuple[str, ...]] = field(default_factory=dict)
     futures: dict[int, Any] = field(default_factory=dict)
 
     def submit(self, place: int) -> None:
-        self.attempts[place] += 1
         try:
             self.futures[place] = future = self.executor.submit(_work, self.jobs[place], *self.task)
             future.add_done_callback(lambda future: self.answers.put((place, future, None)))
@@ -622,8 +624,10 @@ class _Round:
                 told = dict(status="lost", error=_sentence(error)) if future is None else future.result()
             except Exception as lost:
                 told = dict(status="lost", error=_sentence(lost), traceback="".join(traceback.format_exception(lost)))
-            if told["status"] != "lost" or self.attempts[place] > self.retries:
-                return place, Outcome(self.jobs[place], attempts=self.attempts[place], **told)
+            losses = self.losses.get(place, ())
+            if told["status"] != "lost" or len(losses) == self.retries:
+                return place, Outcome(self.jobs[place], losses=losses, **told)
+            self.losses[place] = *losses, told["error"]
             self.submit(place)
 
     def _answer(self) -> _Answer:
