@@ -221,7 +221,7 @@ def test_a_tutorial_is_stale_when_a_module_changes_that_it_reaches(tutorial, mon
 
 def test_cells_with_shell_and_magic_are_read():
     cells = ["if True:\n    %pip install -q x\nfrom tokenflow_nb import store", "x = (7\n % 2)", "!ls"]
-    assert [path.name for path in run_tutorials.imported(cells)] == ["store.py"]
+    assert [path.name for path in run_tutorials.imported(cells)] == ["clip.py", "store.py"]
     assert "cli.py" in [path.name for path in run_tutorials.imported(["!tokenflow_nb demo"])]
 
 
