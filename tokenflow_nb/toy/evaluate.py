@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from ..metrics import ClipJudge, consistency_recovered, masked_psnr, warp_error
 from ..model import TOY_FOLDER, Model, ddim_move, load_model, predicted_clean
 from ..propagation import RULES
 from ..store import Store
-from .world import BACKGROUNDS, MATERIALS, SHAPES, Scene, caption, captions
+from .world import BACKGROUNDS, MATERIALS, SHAPES, Scene, caption, captions, held_out
 
 # %% ../../nbs/toy/07_evaluate.ipynb #0ccfb016
 def held_out_scenes(count: int, seed: int = 1000) -> list[Scene]:
@@ -90,6 +91,7 @@ def caption_gaps(model: Model, scenes: list[Scene], timestep: int = 980, seed: i
     return {kind: error - errors["right"] for kind, error in errors.items() if kind != "right"}
 
 
+
 # %% ../../nbs/toy/07_evaluate.ipynb #c15982f2
 @torch.no_grad()
 def paint(
@@ -125,9 +127,14 @@ class EditCase:
 
     @classmethod
     def drawn(cls, count: int, seed: int = 2000) -> list["EditCase"]:
-        "Held-out moving scenes, each with another material drawn at random."
-        rng = np.random.default_rng(seed)
-        scenes = [Scene.random(seed + index, held_out=True) for index in range(count)]
+        "Held-out moving scenes, each with another material drawn at random. A combination comes again only when all have come."
+        rng, scenes, seen, number = np.random.default_rng(seed), [], set(), seed
+        there = sum(held_out(*names) for names in product(SHAPES, MATERIALS, BACKGROUNDS))
+        while len(scenes) < count:
+            scene, number = Scene.random(number, held_out=True), number + 1
+            if scene.caption not in seen:
+                scenes.append(scene)
+                seen = {*seen, scene.caption} if len(seen) + 1 < there else set()
         return [cls(scene, str(rng.choice([name for name in MATERIALS if name != scene.material]))) for scene in scenes]
 
 
