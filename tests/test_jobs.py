@@ -294,6 +294,14 @@ def test_what_cannot_be_run_is_told_before_any_work(edited, make, tmp_path):
     assert not edited and not good.out.exists()
 
 
+def test_an_executor_without_futures_is_told(edited, make):
+    class Plain:
+        def submit(self, *_):
+            return "soon"
+
+    refused([make("gold")], "returns 'soon'", "no future", executor=Plain())
+
+
 def test_ray_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ImportError, match=r"tokenflow_nb\[ray\]"):

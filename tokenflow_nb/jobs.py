@@ -600,11 +600,16 @@ class _Round:
     futures: dict[int, Any] = field(default_factory=dict)
 
     def submit(self, place: int) -> None:
+        "Gives a job to the executor. Raises `JobError` where what comes back is no future."
         try:
-            self.futures[place] = future = self.executor.submit(_work, self.jobs[place], *self.task)
-            future.add_done_callback(lambda future: self.answers.put((place, future, None)))
+            future = self.executor.submit(_work, self.jobs[place], *self.task)
         except Exception as error:  # an executor that is broken, or closed
             self.answers.put((place, None, error))
+            return
+        if not all(hasattr(future, name) for name in ("add_done_callback", "result", "cancel")):
+            raise JobError(f"executor={self.executor!r}: its submit() returns {future!r}, which is no future; give an executor as in concurrent.futures")
+        self.futures[place] = future
+        future.add_done_callback(lambda future: self.answers.put((place, future, None)))
 
     def run(self) -> Iterator[tuple[int, Outcome]]:
         "Place and outcome of each job as it ends. Jobs that still wait when the caller leaves are cancelled."
