@@ -385,13 +385,15 @@ def test_the_default_replaces_a_killed_process_and_computes_the_same(make, seria
 
 
 @pytest.fixture
-def cluster():
-    "A Ray cluster of two CPUs on this machine."
+def cluster(monkeypatch, tmp_path):
+    "A Ray cluster of two CPUs on this machine, whose token is not written into the user's home."
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tokenflow_nb[ray]'")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
     yield ray
     ray.shutdown()
+    os.environ.pop("RAY_AUTH_MODE", None)  # set by Ray, for a token that is gone
 
 
 def test_ray_edits_eight_jobs_one_broken_one_worker_killed(cluster, make, serial, tmp_path):

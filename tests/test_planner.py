@@ -94,8 +94,8 @@ def test_more_work_takes_longer(model, found, change):
 
 
 def test_memory_grows_with_the_latents_alone(model, found):
-    short, long = (forecast(frames, (128, 128), EditConfig("a star"), model, found).memory for frames in (200, 400))
-    assert long - short == 3 * 200 * 4 * 4 * 32 * 32
+    short, long = (forecast(frames, (128, 128), EditConfig("a star"), model, found).memory for frames in (640, 1280))
+    assert long - short == 3 * 640 * 4 * 4 * 32 * 32
 
 
 def test_a_block_that_fits_is_found(model, found):

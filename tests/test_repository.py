@@ -1,7 +1,7 @@
 "What no notebook can say of itself: the rules that hold the repository together."
 
 import ast
-import csv
+import json
 import re
 import subprocess
 import sys
@@ -116,10 +116,16 @@ def test_changelog_speaks_of_this_version():
 
 
 def test_the_readmes_table_is_the_one_that_was_measured():
-    from tokenflow_nb.report import METRICS, Measure, Report, Row
+    "Its figures are those of the toy model's card, which `toy.evaluate` wrote for the weights that are there."
+    from tokenflow_nb.model import load_model
 
-    with (ROOT / "benchmarks" / "toy_suite" / "report.csv").open(encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    rows = [Row(line["method"], line["case"], {name: Measure(name, float(line[name])) for name in METRICS if line.get(name)}) for line in lines]
-    table = Report(rows, {}).markdown(["warp_error", "clip_gain", "material_accuracy", "background_psnr", "sharpness_kept"])
-    assert table in (ROOT / "README.md").read_text()
+    figures = json.loads((ROOT / "tokenflow_nb" / "toy" / "weights" / "README.json").read_text())
+    readme, means = (ROOT / "README.md").read_text(), figures["edits"]["means"]
+    assert figures["about"]["command"] in readme
+    assert f"| VAE round trip | – | {means['vae']['background']:.1f} dB | {means['vae']['warp']:.2f} | 1 |" in readme
+    for name, rule in (("each frame alone", "per_frame"), ("TokenFlow, published rule", "published"), ("TokenFlow, the paper's rule (default)", "paper")):
+        mean = means[rule]
+        recovered = "0" if rule == "per_frame" else f"{mean['recovered']:.2f}"
+        row = [name, f"{mean['judged']:.0%}".replace("%", " %"), f"{mean['background']:.1f} dB", f"{mean['warp']:.2f}", recovered]
+        assert f"| {' | '.join(row)} |" in readme.replace("**", ""), row
+    assert figures["about"]["digest"] == load_model("toy", device="cpu").digest

@@ -26,7 +26,7 @@ from .edit import Edit, EditConfig
 from .inversion import invert, inversion_grid, psnr, reconstruct
 from .metrics import ClipJudge
 from .model import Model, NoiseSchedule, load_model, out_of_memory
-from .planner import PeakMemory, count_work, in_bytes, joint_passes, traced
+from .planner import PeakMemory, count_work, finite, in_bytes, joint_passes, traced
 from .propagation import blend
 from .source import record_source
 from .store import Store
@@ -360,14 +360,15 @@ _QUALITY = {  # name: heading, format
 def table(lines: Sequence[Line]) -> str:
     "Markdown: a row for each preset."
     stages = [stage for stage in STAGES if any(stage in line.seconds for line in lines)]
-    figures = [figure for figure in _QUALITY if any(not math.isnan(line.quality.get(figure, math.nan)) for line in lines)]
+    figures = [figure for figure in _QUALITY if any(finite(line.quality.get(figure)) is not None for line in lines)]
     head = ["preset", "frames", "evaluations a frame", *(f"{stage}, s a frame" for stage in stages), "s a frame", "peak memory", "of the floor"]
     rows = [[*head, *(_QUALITY[figure][0] for figure in figures)]]
     rows.append(["---"] * len(rows[0]))
     for line in lines:
         times = [f"{line.seconds[stage]:.3f}" if stage in line.seconds else "–" for stage in stages]
         numbers = [line.preset, str(line.frames), f"{line.evaluations:.1f}", *times, f"{line.total:.3f}", in_bytes(line.memory), f"{line.floor:.0%}"]
-        rows.append([*numbers, *(_QUALITY[figure][1].format(line.quality.get(figure, math.nan)) for figure in figures)])
+        known = [finite(line.quality.get(figure), 6) for figure in figures]
+        rows.append([*numbers, *("–" if value is None else _QUALITY[figure][1].format(value) for figure, value in zip(figures, known))])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -375,7 +376,7 @@ def flat(line: Line) -> dict[str, float | str]:
     "A row for a CSV file."
     return dict(
         preset=line.preset, frames=line.frames, evaluations_a_frame=line.evaluations, seconds_a_frame=line.total, memory=line.memory, floor=line.floor,
-        **{f"{stage}_seconds_a_frame": line.seconds.get(stage, 0.0) for stage in STAGES}, **line.quality,
+        **{f"{stage}_seconds_a_frame": line.seconds.get(stage, 0.0) for stage in STAGES}, **{figure: finite(value, 6) for figure, value in line.quality.items()},
     )
 
 

@@ -573,13 +573,14 @@ def _seconds(job: _Job) -> dict[str, float]:
     steps = config.num_inference_steps
     taken = steps - config.editor.first_step(steps)
     passes = [sum(probe.keyframe_pass(joint, branches).seconds for joint in job.passes) for branches in (1, job.branches)]
-    frame, alone = probe.frames.seconds * job.branches / probe.branches, probe.record if probe.record == probe.record else 0.0
+    frame = probe.frames.seconds * job.branches / probe.branches
+    alone = frame / job.branches if math.isnan(probe.record) else probe.record
     in_frames = 0 if config.rule == "joint" else job.frames
     return dict(
         invert=job.frames * probe.encode.seconds + job.work().invert * probe.invert.seconds,
-        record=steps * (passes[0] + job.frames * alone) if job.recorded else 0.0,
+        record=job.recorded * steps * (passes[0] + job.frames * alone),
         keyframes=taken * passes[1],
-        frames=taken * in_frames * (frame - alone * job.recorded),
+        frames=taken * in_frames * (frame - job.recorded * alone),
         decode=job.frames * probe.decode.seconds,
     )
 

@@ -279,8 +279,12 @@ def card(figures: dict) -> str:
 
 
 def save_sheet(path: Path, clips: list[Clip], labels: list[str]) -> None:
-    "Source and edit side by side, six frames of each, as a PNG that is small enough for a README."
-    sheet = contact_sheet(*clips, columns=6, labels=labels)
+    "Each edit below its source, six frames of each, in two columns, as a PNG that is small enough for a README."
+    middle = (len(clips) + 2) // 4 * 2
+    halves = [contact_sheet(*clips[part], columns=6, labels=labels[part]) for part in (slice(middle), slice(middle, None)) if clips[part]]
+    sheet = Image.new("RGB", (sum(half.width for half in halves), max(half.height for half in halves)), "white")
+    for place, half in enumerate(halves):
+        sheet.paste(half, (place * halves[0].width, 0))
     sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3), Image.Resampling.LANCZOS).quantize(192).save(path, optimize=True)
 
 
