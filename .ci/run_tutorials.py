@@ -30,6 +30,7 @@ PACKAGE, WEIGHTS, TUTORIALS = ROOT / "tokenflow_nb", ROOT / "tokenflow_nb" / "to
 KEY = "tokenflow_nb"  # in the notebook's metadata; settings.ini lets nbdev_clean keep it
 PATIENCE = 900  # seconds for one cell
 SKIP = "skip-execution"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 # What a tutorial ran with
@@ -152,7 +153,10 @@ def _save(notebook: nbformat.NotebookNode, path: Path) -> None:
     from nbdev.clean import clean_nb
 
     notebook.metadata[KEY] = {"ran_with": ran_with(notebook)}
-    notebook.metadata.pop("widgets", None)  # a panel lives as long as its kernel
+    notebook.metadata.pop("widgets", None)  # panels and bars live as long as their kernel: nothing but their names would be left
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     nbformat.write(notebook, path)
     cleaned = read_nb(path)
     clean_nb(cleaned, allowed_metadata_keys=[KEY])
