@@ -21,8 +21,10 @@ JOBS = {  # name: frames, side in pixels, settings
 def measure(name: str, clock: str) -> dict:
     "Forecast and measurement of one job, in this process."
     from tokenflow_nb.bench import CLOCKS, Preset, Subject, rendered, run_job
+    from tokenflow_nb.memory import PeakMemory
     from tokenflow_nb.model import load_model
-    from tokenflow_nb.planner import PeakMemory, finite, forecast, probe
+    from tokenflow_nb.planner import finite, forecast
+    from tokenflow_nb.probe import probe
     from tokenflow_nb.toy.world import Scene
 
     frames, side, settings = JOBS[name]

@@ -13,10 +13,10 @@ from tokenflow_nb.bench import (
 )
 from tokenflow_nb.edit import Edit, EditConfig
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.planner import count_work
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.evaluate import EditCase
 from tokenflow_nb.toy.world import Scene
+from tokenflow_nb.work import count_work
 
 SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3))
 TINY = dict(  # SD 2.1 with thin layers: the same blocks, names and heads

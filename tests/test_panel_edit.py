@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from tokenflow_nb import planner
+from tokenflow_nb import probe
 from tokenflow_nb.clip import read_clip, write_clip
 from tokenflow_nb.edit import Edit, edit_video
 from tokenflow_nb.panels import EditPanel
@@ -264,7 +264,7 @@ def test_words_that_the_model_does_not_read_are_told(make):
 
 
 def test_the_outlook_follows_the_settings(make, monkeypatch):
-    monkeypatch.setattr(planner, "_PROBES", {})
+    monkeypatch.setattr(probe, "_PROBES", {})
     state = make(num_inference_steps=10, keyframe_interval=2)
     assert state.outlook == f"{10 + 10 * 3 * 1.5:.0f} evaluations a frame, {FRAMES * 55} in all · 213 kB of disk"
     state.num_inference_steps = 2
@@ -282,7 +282,7 @@ def test_the_outlook_follows_the_settings(make, monkeypatch):
 
 
 def test_the_first_render_teaches_the_outlook_its_minutes(make, monkeypatch):
-    monkeypatch.setattr(planner, "_PROBES", {})
+    monkeypatch.setattr(probe, "_PROBES", {})
     state = make()
     assert "about" not in state.outlook
     state.render()

@@ -6,14 +6,17 @@ import math
 import pytest
 import torch
 
-from tokenflow_nb import planner
+from tokenflow_nb import memory, probe
 from tokenflow_nb.bench import rows_counted
 from tokenflow_nb.clip import ClipError
 from tokenflow_nb.edit import EditConfig, edit_video
 from tokenflow_nb.inversion import inversion_grid
-from tokenflow_nb.planner import PeakMemory, Probe, assumed_probe, count_work, finite, forecast, joint_passes, known_probe, learn, plan, traced
+from tokenflow_nb.memory import PeakMemory
+from tokenflow_nb.planner import finite, forecast, plan
+from tokenflow_nb.probe import Cost, Probe, assumed_probe, known_probe, learn
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
+from tokenflow_nb.work import count_work, is_guided, joint_passes, traced
 
 SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3))
 SIZE = (64, 64)
@@ -37,13 +40,13 @@ def found():
     "A probe with round figures, of 8 keyframes and 8 frames at a time in 3 branches."
     megabyte = 1e6
     costs = dict(invert=(0.01, 3), keyframes=(0.3, 100), frames=(0.02, 8), encode=(0.01, 10), decode=(0.02, 12))
-    parts = {part: planner.Cost(seconds, megabyte * count) for part, (seconds, count) in costs.items()}
+    parts = {part: Cost(seconds, megabyte * count) for part, (seconds, count) in costs.items()}
     return Probe(rows=8, joint=8, branches=3, **parts, record=0.008, pair=1e-4, kept=400_000, output=400_000, recorded=25_000)
 
 
 @pytest.fixture
 def nothing_known(monkeypatch):
-    monkeypatch.setattr(planner, "_PROBES", {})
+    monkeypatch.setattr(probe, "_PROBES", {})
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -51,7 +54,7 @@ def test_the_rows_that_are_counted_are_those_that_run(model, tmp_path, name):
     frames, changes = JOBS[name]
     config = EditConfig("a gold star on grass", num_inference_steps=3, **changes)
     visited = len(inversion_grid(model, 3, config.inversion_steps)[0])
-    work = count_work(frames, config, config.guidance_scale != 1, visited)
+    work = count_work(frames, config, is_guided(config, model), visited)
     settings = {field: value for field, value in vars(config).items() if field != "prompt"}
     with rows_counted(model.unet) as rows:
         edit_video(SCENE.render(frames, size=64), config.prompt, model=model, size=SIZE, store=Store(tmp_path), progress=False, **settings)
@@ -110,9 +113,15 @@ def test_a_block_that_fits_is_found(model, found):
 
 def test_a_slow_device_is_asked_less():
     for joint, rows in ((48, 8), (8, 64), (2, 1), (1, 1), (0, 8)):
-        fewer, smaller, twice = planner._probe_size(joint, rows, 3, seconds=100.0)
-        assert (fewer, smaller, twice) == (min(joint, 2), 1, False)
-        assert planner._probe_size(joint, rows, 3, seconds=1e-6) == (joint, rows, True)
+        assert probe._probe_size(joint, rows, allowed=0.1) == (min(joint, 2), 1, False)
+        assert probe._probe_size(joint, rows, allowed=1e6) == (joint, rows, True)
+
+
+def test_a_small_edit_is_not_held_up(model):
+    clip, config = SCENE.render(24, size=64), EditConfig("a star", num_inference_steps=10)
+    with rows_counted(model.unet) as rows:
+        probe.probe(model, SIZE, config, 24)
+    assert sum(rows) < 0.15 * count_work(24, config).total and len(clip) == 24
 
 
 def test_plan_asks_a_device_once(model, nothing_known, monkeypatch):
@@ -146,20 +155,20 @@ def test_what_cannot_be_edited_cannot_be_planned(model, size, changes, words):
 
 
 def test_peak_memory_sees_what_comes_and_goes():
-    memory = PeakMemory()
+    watch = PeakMemory()
     numbers = torch.ones(10_000_000)
     del numbers
-    assert 39e6 < memory.bytes < 60e6 and memory.left < 10e6
+    assert 39e6 < watch.bytes < 60e6 and watch.left < 10e6
 
 
 def test_where_the_system_cannot_forget_a_thread_looks(monkeypatch):
-    monkeypatch.setattr(planner, "_forget_peak", lambda: False)
-    memory = PeakMemory()
+    monkeypatch.setattr(memory, "_forget_peak", lambda: False)
+    watch = PeakMemory()
     numbers = torch.ones(10_000_000)
-    while memory.highest < memory.before + 30e6:  # the thread looks every few milliseconds; a hang is a failure
+    while watch.highest < watch.before + 30e6:  # the thread looks every few milliseconds; a hang is a failure
         pass
     del numbers
-    assert memory.bytes >= 30e6
+    assert watch.bytes >= 30e6
 
 
 def test_traced_parts_need_no_device(model):

@@ -573,7 +573,7 @@ def _numbers(text: str) -> list[int]:
 def _run_bench(args: argparse.Namespace) -> None:
     "`tokenflow_nb bench`"
     folder = _writable_folder(args.out)
-    from .bench import bench
+    from tokenflow_nb.bench import bench
 
     settings = _given(args, ("presets", "lengths", "frames", "scenes", "steps", "growth_steps", "resolution", "clock"))
     found = bench(args.size, progress=not args.quiet, **settings)

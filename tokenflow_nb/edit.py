@@ -30,8 +30,9 @@ from .denoiser import WITHOUT_PROPAGATION, Conditioning, Denoiser
 from .guidance import Editor, make_editor, remeasured_start
 from .inversion import Trajectory, check_finite, find_correction, invert
 from .keyframes import intervals, joint_groups, keyframe_table
+from .memory import PeakMemory
 from .model import Blocks, Model, ddim_move, load_model, predicted_clean
-from .planner import Forecast, PeakMemory, finite, plan
+from .planner import Forecast, finite, plan
 from .propagation import RULES
 from .source import SourceRecord, record_source
 from .store import Draft, Store, digest

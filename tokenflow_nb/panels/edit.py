@@ -25,10 +25,12 @@ from ..guidance import EDITORS
 from ..inversion import Trajectory, invert, inverting
 from ..keyframes import intervals
 from ..model import MODELS, Model, load_model
-from ..planner import count_work, forecast, known_probe, learn
 from .base import Busy, Code, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words, progress_bar
+from ..planner import forecast
+from ..probe import known_probe, learn
 from ..store import Store, cache_home, digest
 from ..toy.world import Scene
+from ..work import count_work
 
 # %% ../../nbs/panels/03_edit.ipynb #32730c2a
 @dataclass(frozen=True, eq=False)
