@@ -8,15 +8,15 @@ import torch
 
 from tokenflow_nb import cli
 from tokenflow_nb.attention import TokenFlowAttention
-from tokenflow_nb.bench import (
-    PRESETS, Bench, Preset, RandomModel, Subject, WrittenOutAttention, bench, operations, random_model, rendered, run_job, sd_subjects, table,
-)
+from tokenflow_nb.bench import PRESETS, Bench, Preset, Subject, bench, operations, rendered, run_job, sd_subjects, table
 from tokenflow_nb.edit import Edit, EditConfig
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.evaluate import EditCase
 from tokenflow_nb.toy.world import Scene
+from tokenflow_nb.untrained import RandomModel, random_model
 from tokenflow_nb.work import count_work
+from tokenflow_nb.written_out import WrittenOutAttention
 
 SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3))
 TINY = dict(  # SD 2.1 with thin layers: the same blocks, names and heads
