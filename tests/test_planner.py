@@ -74,7 +74,7 @@ def test_the_cost_of_a_frame_does_not_grow_with_the_clip():
 
 
 def test_forecast_adds_up_and_takes_the_highest(model, found):
-    config = EditConfig("a star")
+    config = EditConfig("a star", num_inference_steps=50)
     made = forecast(24, (128, 128), config, model, found)
     assert made.evaluations == count_work(24, config).total == sum(stage.evaluations for stage in made.stages)
     assert math.isclose(made.seconds, 24 * (0.01 + 50 * 0.01) + 50 * made.stages[1].seconds / 50 + 50 * 24 * 0.02 + 24 * 0.02)

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from matplotlib.figure import Figure
 
 from .attention import TokenFlowAttention
@@ -119,7 +118,7 @@ class Run:
 
 
 @contextmanager
-def rows_counted(unet: UNet2DConditionModel) -> Iterator[list[int]]:
+def rows_counted(unet: torch.nn.Module) -> Iterator[list[int]]:
     "A list of the batch sizes that the UNet sees."
     seen: list[int] = []
     hook = unet.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))

@@ -138,7 +138,7 @@ def _cost(
 
 def _passes(denoiser: Denoiser, twice: bool, clock: Callable[[], float]) -> tuple[Cost, Cost]:
     "What a keyframe pass of a denoiser of noise costs, and what a block of its frame pass."
-    steps, model, latents = 50, denoiser.model, denoiser.trajectory.at(None)
+    steps, model, latents = 50, denoiser.model, denoiser.trajectory.at(None)  # any number of steps: the first alone is walked
     injection = denoiser.editor.injection(model.backbone, denoiser.editor.first_step(steps), steps)
     place = model.schedule.timesteps(steps)[0], injection, torch.arange(0, len(latents), denoiser.interval)
 
