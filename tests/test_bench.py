@@ -99,7 +99,7 @@ def test_what_is_saved_can_be_read(found, tmp_path):
 
 
 @pytest.mark.parametrize("wrong, words", [
-    (dict(size="xl"), "sizes are toy and sd"), (dict(presets=["fast"]), "default, draft, published"), (dict(clock="sun"), "wall and cpu"),
+    (dict(size="xl"), "sizes are toy and sd"), (dict(presets=["fast"]), "default, draft, fifty, published"), (dict(clock="sun"), "wall and cpu"),
     (dict(lengths=(0,)), "at least 2"), (dict(frames=1), "at least 2"),
 ])
 def test_bad_questions_are_refused_before_any_work(wrong, words):
@@ -134,7 +134,7 @@ def test_a_random_model_is_edited_like_any_other():
 def test_stable_diffusions_size_runs():
     assert sd_subjects((64, 64))[0].model.unet.num_parameters() == 865_910_724
     found = bench("sd", frames=2, lengths=(), steps=2, resolution=(64, 64))
-    assert [line.preset for line in found.lines] == ["default", "draft", "published"] and "warp" not in str(found)
+    assert [line.preset for line in found.lines] == ["default", "draft", "fifty", "published"] and "warp" not in str(found)
 
 
 def test_the_command_writes_the_folder(capsys, tmp_path):

@@ -59,6 +59,7 @@ class Preset:
 PRESETS = dict(
     default=Preset("EditConfig as it is"),
     draft=Preset("a first look", dict(num_inference_steps=12)),
+    fifty=Preset("as many steps as the authors' program has", dict(num_inference_steps=50)),
     published=Preset("the authors' program: 500 steps up, 500 down for a film that nothing reads, everything written out", published=True),
 )
 
