@@ -171,6 +171,12 @@ def test_where_the_system_cannot_forget_a_thread_looks(monkeypatch):
     assert watch.bytes >= 30e6
 
 
+def test_where_the_system_says_nothing_nothing_is_said(monkeypatch):
+    monkeypatch.setattr(memory, "_forget_peak", lambda: False)
+    monkeypatch.setattr(memory, "_status", lambda name: math.nan)
+    assert math.isnan(PeakMemory().bytes) and math.isnan(PeakMemory().left) and finite(PeakMemory().bytes) is None
+
+
 def test_traced_parts_need_no_device(model):
     parts, tokens = traced(model, SIZE, joint=3, rows=2)
     assert len(tokens) == len([name for name, _ in model.unet.named_modules() if name.endswith(".attn1")])

@@ -50,7 +50,7 @@ class PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
-        elif not _forget_peak():
+        elif not _forget_peak() and not math.isnan(_status("VmRSS")):
             self.highest = _status("VmRSS")
             Thread(target=_look_now_and_then, args=(weakref.ref(self),), daemon=True).start()
         self.before = self._now()
@@ -63,13 +63,13 @@ class PeakMemory:
         "Until now; NaN where the system does not say."
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self.before
-        return max(0, getattr(self, "highest", _status("VmHWM")) - self.before)
+        return max(getattr(self, "highest", _status("VmHWM")) - self.before, 0.0)  # in this order: NaN stays NaN
 
     @property
     def left(self) -> float:
         "What is still there."
         trim_memory()
-        return max(0, self._now() - self.before)
+        return max(self._now() - self.before, 0.0)
 
 # %% ../nbs/01_memory.ipynb #6003a012
 def free_memory(device: torch.device | str) -> float:
