@@ -9,7 +9,6 @@ __all__ = ['Work', 'joint_passes', 'count_work', 'is_guided', 'Traced', 'traced'
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -24,6 +23,7 @@ from .inversion import find_correction
 from .keyframes import intervals, joint_groups
 from .model import Model
 from .propagation import Plan
+from .untrained import default_dtype
 
 if TYPE_CHECKING:
     from tokenflow_nb.edit import EditConfig
@@ -123,13 +123,13 @@ def traced(
     rows: int = 8,  # frames of a block
 ) -> tuple[dict[str, Traced], list[tuple[int, int]]]:
     "By part (encode, decode and row: a block; keyframes and frames: the whole pass of three branches), and tokens and channels of each self-attention."
-    latents, empty = (model.vae.config.latent_channels, *(side // model.vae_scale for side in size)), partial(torch.empty, dtype=model.dtype)
-    with FakeTensorMode():
-        unet, vae = (type(part).from_config(part.config).to(model.dtype) for part in (model.unet, model.vae))
-        words, frames, block = empty(1, 77, unet.config.cross_attention_dim), empty(rows, 3, *size), empty(rows, *latents)
+    latents = (model.vae.config.latent_channels, *(side // model.vae_scale for side in size))
+    with default_dtype(model.dtype), FakeTensorMode():
+        unet, vae = (type(part).from_config(part.config) for part in (model.unet, model.vae))
+        words, frames, block = torch.empty(1, 77, unet.config.cross_attention_dim), torch.empty(rows, 3, *size), torch.empty(rows, *latents)
 
         def call(count: int) -> object:
-            return unet(empty(count, *latents), 1, words.expand(count, -1, -1))
+            return unet(torch.empty(count, *latents), 1, words.expand(count, -1, -1))
 
         found = dict(encode=_trace(lambda: vae.encode(frames), vae), decode=_trace(lambda: vae.decode(block), vae), row=_trace(lambda: call(rows), unet))
         with installed(unet, Context(("source", "negative", "positive"), joint=True)) as context:
