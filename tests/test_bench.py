@@ -11,7 +11,6 @@ from tokenflow_nb.attention import TokenFlowAttention
 from tokenflow_nb.bench import PRESETS, Bench, Preset, Subject, bench, operations, rendered, run_job, sd_subjects, table
 from tokenflow_nb.edit import Edit, EditConfig
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.store import Store
 from tokenflow_nb.toy.evaluate import EditCase
 from tokenflow_nb.toy.world import Scene
 from tokenflow_nb.untrained import RandomModel, random_model

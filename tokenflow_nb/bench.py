@@ -194,18 +194,19 @@ def _record(edit: Edit, store: Store, progress: bool):
 def matrix_rate(
     device: torch.device,
     dtype: torch.dtype,
+    clock: Callable[[], float] = time.perf_counter,
     seconds: float = 1.0,  # to spend on it, about
 ) -> float:
     "Operations a second in products of large square matrices, the best of several."
     side, best = 8192 if device.type == "cuda" else 1024, 0.0
     first, second = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
-    result, end = first @ second, time.perf_counter() + seconds
-    while not best or time.perf_counter() < end:
-        start = time.perf_counter()
+    result, end = first @ second, clock() + seconds
+    while not best or clock() < end:
+        start = clock()
         for _ in range(4):
             torch.mm(first, second, out=result)
         float(result[0, 0])  # waits for a GPU
-        best = max(best, 4 * 2 * side**3 / (time.perf_counter() - start))
+        best = max(best, 4 * 2 * side**3 / (clock() - start))
     return best
 
 
@@ -252,7 +253,6 @@ def bench_preset(
     rate: float,  # of the machine, see `matrix_rate`
     clock: Callable[[], float] = time.perf_counter,
     progress: bool = False,
-    keep: Callable[[Subject, Run], None] = lambda subject, run: None,  # is given each job when it is done
     **changes,  # of the preset's settings
 ) -> Line:
     "Measures a preset on some subjects."
@@ -260,7 +260,6 @@ def bench_preset(
     for subject in subjects:
         run = run_job(subject, preset, frames, clock, progress, gate=subject.case is not None, **changes)
         quality.append(dict(reconstruction=run.reconstruction) | (judge_edit(_judge(), subject.case, subject.clip(frames), run.edited) if subject.case else {}))
-        keep(subject, run)
         runs.append(run)
     seconds = {stage: float(np.mean([run.seconds[stage] for run in runs])) / frames for stage in runs[0].seconds}
     floor = operations(subjects[0], preset, frames, **changes) / rate / (frames * sum(seconds.values()))
@@ -408,7 +407,6 @@ def bench(
     resolution: tuple[int, int] | None = None,  # height and width; None: 128×128 for toy, 512×512 for sd
     clock: str = "wall",  # or cpu: the time that this process computes, on a machine that others use too
     progress: bool = False,
-    keep: Callable[[str, Subject, Run], None] = lambda preset, subject, run: None,  # is given each job when it is done
 ) -> Bench:
     "Measures presets and growth on this machine. Raises `ValueError` for an unknown size, preset or clock."
     if size not in ("toy", "sd") or clock not in CLOCKS:
@@ -419,11 +417,11 @@ def bench(
         raise ValueError(f"frames={frames!r}, lengths={lengths!r}: give whole numbers of frames, at least 2")
     subjects = toy_subjects(scenes, (resolution or (128, 128))[0]) if size == "toy" else sd_subjects(resolution or (512, 512))
     frames, model, changes = frames or (24 if size == "toy" else 40), subjects[0].model, dict(num_inference_steps=steps) if steps else {}
-    rate, lines, failed = matrix_rate(model.device, model.dtype), [], []
+    rate, lines, failed = matrix_rate(model.device, model.dtype, CLOCKS[clock]), [], []
     run_job(subjects[0], PRESETS["default"], 2, num_inference_steps=2)  # what only the first job takes
     for name in presets:
         try:
-            lines.append(bench_preset(name, subjects, frames, rate, CLOCKS[clock], progress, partial(keep, name), **changes))
+            lines.append(bench_preset(name, subjects, frames, rate, CLOCKS[clock], progress, **changes))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
