@@ -7,7 +7,7 @@ import sys
 PROGRAMS = {
     "python alone": "pass",
     "import tokenflow_nb": "import sys, tokenflow_nb; assert 'torch' not in sys.modules, 'tokenflow_nb imports torch'",
-    "from tokenflow_nb.edit import edit_video": "from tokenflow_nb.edit import edit_video",
+    "from tokenflow_nb.edit import edit_video": "import sys; from tokenflow_nb.edit import edit_video; assert not {'diffusers', 'transformers', 'sympy'} & {*sys.modules}, 'edit imports what takes seconds'",
     "from tokenflow_nb.panels import EditPanel": "from tokenflow_nb.panels import EditPanel",
 }
 

@@ -13,10 +13,11 @@ from tokenflow_nb.edit import EditConfig, edit_video
 from tokenflow_nb.inversion import inversion_grid
 from tokenflow_nb.memory import PeakMemory
 from tokenflow_nb.planner import finite, forecast, plan
-from tokenflow_nb.probe import Cost, Probe, assumed_probe, known_probe, learn
+from tokenflow_nb.probe import Cost, Probe, known_probe, learn
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
-from tokenflow_nb.work import count_work, is_guided, joint_passes, traced
+from tokenflow_nb.tracing import assumed_probe, traced
+from tokenflow_nb.work import count_work, is_guided, joint_passes
 
 SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3))
 SIZE = (64, 64)

@@ -39,7 +39,8 @@ from .store import Store
 from .toy.evaluate import EditCase, judge_edit
 from .toy.world import Scene
 from .untrained import random_model
-from .work import count_work, joint_passes, traced
+from .tracing import traced
+from .work import count_work, joint_passes
 from .written_out import WrittenOutAttention
 
 # %% ../nbs/13_bench.ipynb #c456a251
