@@ -48,7 +48,7 @@ def test_written_out_is_the_same_noise(model, store, rule, interval, block, step
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_job_takes_the_rows_that_are_counted(subject, preset):
-    changes = dict(num_inference_steps=2) | (dict(inversion_steps=4) if preset == "published" else {})
+    changes = dict(num_inference_steps=2) | (dict(inversion_steps=4, keyframe_interval=4) if preset == "published" else {})
     run = run_job(subject, PRESETS[preset], 4, **changes)
     config = PRESETS[preset].config("a star", **changes)
     film = 4 * 4 if preset == "published" else 0
