@@ -128,7 +128,7 @@ class Denoiser:
         try:
             noise = self._guided(context, latents, timestep, frames)
         except (RuntimeError, MemoryError) as error:
-            if self.apart or not out_of_memory(error):
+            if self.apart or context.gather or not out_of_memory(error):  # other shards would not make the calls of a second try
                 raise
             self.apart = True
             warnings.warn(f"out of memory with {len(frames)} keyframes in three branches: going on with one branch at a time", stacklevel=2)
