@@ -26,7 +26,7 @@ def edit(folder: Path, rank: int):
     with joined(cut_shards(world, 1, world), CPU, 300) as all_ranks:
         for name, case in json.loads((folder / "cases.json").read_text()).items():
             config, frames = EditConfig(**case["config"]), np.load(folder / "clip.npy")[: case["frames"]]
-            ranks = Ranks(cut_shards(len(frames), config.keyframe_interval, world), rank, all_ranks.patient)
+            ranks = Ranks(cut_shards(len(frames), config.keyframe_interval, world), rank, all_ranks.group)
             clip = Clip(frames[ranks.own.frames.start : ranks.own.frames.stop])
             trajectory = invert_for(model, clip, config, Store(folder / "store"), progress=False)
             ranks.wait()
@@ -37,7 +37,7 @@ def edit(folder: Path, rank: int):
 def stumble(folder: Path, rank: int, what: str):
     "The second process fails in some way while the other one waits for it."
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
-    with joined(cut_shards(2, 1, 2), CPU, 5 if what == "hang" else 300) as ranks:
+    with joined(cut_shards(2, 1, 2), CPU, 10 if what == "hang" else 300) as ranks:
         ranks.wait()
         say(stage="met")
         if rank == 1 and what == "raise":

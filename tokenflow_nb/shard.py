@@ -84,15 +84,15 @@ def _tensors(tokens: KeyframeTokens) -> list[torch.Tensor]:
 
 
 class Ranks:
-    "The processes that share a clip, as one of them sees them. The process group must be there: see `joined`."
+    "The processes that share a clip, as one of them sees them. Made by `joined`."
 
     def __init__(
         self,
         cut: list[Shard],  # by rank
         rank: int,  # of this process
-        patient: dist.ProcessGroup | None = None,  # for waits that may be long; None: the default group
+        group: dist.ProcessGroup | None = None,  # that tokens travel in; None: the default one, which is patient
     ):
-        self.cut, self.rank, self.patient = cut, rank, patient
+        self.cut, self.rank, self.group = cut, rank, group
 
     @property
     def own(self) -> Shard:
@@ -111,7 +111,7 @@ class Ranks:
     def wait(self) -> None:
         "Until all processes are here, however long it takes: one may have found in the store what another computes."
         with _asking_others():
-            dist.barrier(group=self.patient)
+            dist.barrier()
 
     def gather(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
         "Keys and values `(k, s, c)` of all keyframes, in their order, from those of this shard."
@@ -119,7 +119,7 @@ class Ranks:
         padded = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])  # gloo gathers equal shapes only
         parts = [torch.empty_like(padded) for _ in self.cut]
         with _asking_others():
-            dist.all_gather(parts, padded)
+            dist.all_gather(parts, padded, self.group)
         return torch.cat([part[: len(shard.keyframes)] for part, shard in zip(parts, self.cut)]).chunk(2, -1)
 
     def with_neighbours(self, tokens: dict[str, KeyframeTokens]) -> dict[str, KeyframeTokens]:
@@ -141,24 +141,28 @@ class Ranks:
             outputs = {branch: torch.empty_like(output) for branch, output in mine.outputs.items()}
             theirs[layer] = KeyframeTokens(torch.empty_like(mine.keys), outputs)
             for sent, room in zip(_tensors(mine), _tensors(theirs[layer])):
-                calls += [dist.P2POp(dist.isend, sent.contiguous(), other), dist.P2POp(dist.irecv, room, other)]
+                calls += [dist.P2POp(dist.isend, sent.contiguous(), other, self.group), dist.P2POp(dist.irecv, room, other, self.group)]
         return theirs
+
+
+_PATIENCE = timedelta(days=7)  # torchrun ends those who wait for one that failed
 
 
 @contextmanager
 def joined(
     cut: list[Shard],
     device: torch.device,  # of this process
-    timeout: float,  # seconds that one answer may take
+    timeout: float,  # seconds that the others may take to answer
     **init,  # what else `torch.distributed.init_process_group` takes; torchrun has set the rest
 ) -> Iterator[Ranks]:
-    "The processes that torchrun started, as `Ranks`: with nccl on CUDA, with gloo elsewhere."
+    "The processes that torchrun started, as `Ranks`. Tokens travel by nccl on CUDA, by gloo elsewhere."
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with _asking_others():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout), **init)
-        patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
-    yield Ranks(cut, dist.get_rank(), patient)
+        dist.init_process_group("gloo", timeout=_PATIENCE, **init)
+        dist.barrier()  # until here one may take long to load what another has loaded
+        group = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    yield Ranks(cut, dist.get_rank(), group)
     dist.destroy_process_group()  # not after an error: it may wait for the others, and the process ends anyway
 
 # %% ../nbs/15_shard.ipynb #42308126
