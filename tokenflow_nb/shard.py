@@ -320,8 +320,9 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def say(**what) -> None:
-    "Tells the launcher, from any process."
-    print(json.dumps(what), flush=True)
+    "Tells the launcher how it goes, `stage` first."
+    sys.stdout.write(json.dumps(what) + "\n")  # in one piece: other processes write to the same pipe
+    sys.stdout.flush()
 
 # %% ../nbs/15_shard.ipynb #8d71c4d3
 @dataclass(frozen=True)
