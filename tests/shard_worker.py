@@ -22,9 +22,10 @@ CPU = torch.device("cpu")
 
 def edit(folder: Path, rank: int):
     "All cases, one after the other; leaves the shard's latents of each."
-    model, world = load_model("toy", device="cpu"), int(os.environ["WORLD_SIZE"])
+    world = int(os.environ["WORLD_SIZE"])
     with joined(cut_shards(world, 1, world), CPU, 300) as all_ranks:
         for name, case in json.loads((folder / "cases.json").read_text()).items():
+            model = load_model("toy", device="cpu", dtype=getattr(torch, case["dtype"]))
             config, frames = EditConfig(**case["config"]), np.load(folder / "clip.npy")[: case["frames"]]
             ranks = Ranks(cut_shards(len(frames), config.keyframe_interval, world), rank, all_ranks.group)
             clip = Clip(frames[ranks.own.frames.start : ranks.own.frames.stop])

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from tokenflow_nb.edit import Edit, EditConfig, invert_for
 from tokenflow_nb.keyframes import intervals, keyframe_table
+from tokenflow_nb.model import load_model
 from tokenflow_nb.propagation import RULES, make_plan
 from tokenflow_nb.shard import Ranks, ShardError, cut_shards, edit_sharded, launch
 from tokenflow_nb.toy.world import Scene
@@ -33,33 +34,34 @@ def config(**changes):
 
 # ---- the same numbers
 
-CASES = {
+CASES = {  # by processes: frames, precision of the model, settings
     2: {
-        "pnp": (10, config()),  # shards of 6 and 4 frames, the last interval of a single one
-        "published": (9, config(keyframe_interval=2, rule="published", remeasure=True)),  # 4 and 5
-        "sdedit": (7, config(method="sdedit", strength=1.0, rule="linear", guidance_scale=1.0, num_inference_steps=2)),  # 3 and 4; two branches
+        "pnp": (10, "float32", config()),  # shards of 6 and 4 frames, the last interval of a single one
+        "sdedit": (7, "float32", config(method="sdedit", strength=1.0, rule="linear", guidance_scale=1.0, num_inference_steps=2)),  # 3 and 4
+        # 4 and 5. In float64, for in float32 even one process differs by more than 1e-5 here when its block size is another
+        "published": (9, "float64", config(keyframe_interval=2, rule="published", remeasure=True)),
     },
     3: {
-        "uneven": (11, config(keyframe_interval=2, negative_prompt="a dull photo")),  # 4, 4 and 3
-        "more": (10, config(num_inference_steps=2, max_joint_keyframes=None)),  # 3, 3 and 4
+        "uneven": (11, "float32", config(keyframe_interval=2, negative_prompt="a dull photo")),  # 4, 4 and 3
+        "more": (10, "float64", config(num_inference_steps=2, max_joint_keyframes=None)),  # 3, 3 and 4
     },
 }
 
 
 @pytest.mark.parametrize("processes", CASES)
-def test_shards_together_are_the_single_edit(model, store, tmp_path, processes):
-    clip = SCENE.render(frames=11, size=64)
-    cases = CASES[processes]
+def test_shards_together_are_the_single_edit(store, tmp_path, processes):
+    clip, cases = SCENE.render(frames=11, size=64), CASES[processes]
     np.save(tmp_path / "clip.npy", clip.frames)
-    (tmp_path / "cases.json").write_text(json.dumps({name: dict(frames=frames, config=asdict(case)) for name, (frames, case) in cases.items()}))
+    told = {name: dict(frames=frames, dtype=dtype, config=asdict(case)) for name, (frames, dtype, case) in cases.items()}
+    (tmp_path / "cases.json").write_text(json.dumps(told))
     launch([WORKER, str(tmp_path), "edit"], processes, tmp_path)
-    for name, (frames, case) in cases.items():
-        part = clip[:frames]
+    for name, (frames, dtype, case) in cases.items():
+        model, part = load_model("toy", device="cpu", dtype=getattr(torch, dtype)), clip[:frames]
         single = Edit(model, invert_for(model, part, case, store, progress=False), case, part).run().latents
         shards = torch.cat([load_file(tmp_path / f"{name}-{rank}.safetensors")["latents"] for rank in range(processes)])
-        off = float((shards - single).abs().max())
-        print(f"{name}, {processes} processes: {off:.1e} of {float(single.abs().max()):.2f}")
-        torch.testing.assert_close(shards, single, rtol=1e-5, atol=1e-5)
+        off, largest = float((shards - single).abs().max()), float(single.abs().max())
+        print(f"{name}, {processes} processes, {dtype}: {off:.1e} of {largest:.2f}")
+        assert off <= 1e-5 and off <= 1e-5 * largest
 
 
 # ---- the cut
