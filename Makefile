@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-widgets7 test-browser lab export docs-readme clean
+.PHONY: help setup demo test test-colab test-lower test-browser tutorials lab export docs-readme site-preview clean
 
 help: ## this list
 	@echo 'tokenflow_nb: edit a video by a sentence, and see why it works'
@@ -35,32 +35,32 @@ demo: setup ## edit the built-in clip; results in demo/
 	@$(BIN)/tokenflow_nb demo --out demo
 
 # All that a run reads and writes beside the tree lies in one fresh folder: no user's cache, profile or model decides a test.
+FRESH := scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	export HF_HUB_OFFLINE=1 HF_HOME="$$scratch/hf" TOKENFLOW_HOME="$$scratch/cache" IPYTHONDIR="$$scratch/ipython" JUPYTER_RUNTIME_DIR="$$scratch/runtime"
+
 # Two notebooks at a time with one thread each, then pytest with both cores.
-test: setup ## what CI runs: export is clean, notebooks, pytest
+test: setup ## what CI runs: export is clean, notebooks, tutorials, pytest, Colab's versions
 	@$(BIN)/python .ci/check_export.py
-	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
-	export HF_HUB_OFFLINE=1 HF_HOME="$$scratch/hf" TOKENFLOW_HOME="$$scratch/cache" IPYTHONDIR="$$scratch/ipython" && \
-	echo 'Notebooks' && OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 && \
-	echo 'pytest' && OMP_NUM_THREADS=2 $(BIN)/python -m pytest && \
-	$(MAKE) --no-print-directory test-widgets7
+	@$(FRESH) && \
+	echo 'Notebooks' && OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|tutorials$$)' && \
+	echo 'Tutorials' && $(BIN)/python .ci/run_tutorials.py --check && \
+	echo 'pytest' && OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory test-colab
 
-# Colab still has ipywidgets 7.7.1. These versions lie in an environment of their own, before everything else of .venv, which a
-# path file puts behind them: no second torch.
-WIDGETS7 := ipywidgets==7.7.1 ipykernel==6.17.1 ipython==7.34.0 traitlets==5.7.1 anywidget==0.9.21 jupyter_client==7.4.9 tornado==6.5.7
-
-.venv-widgets7/.installed: .venv/.installed
-	@echo "Setting up .venv-widgets7 (a minute, once)"
-	@rm -rf .venv-widgets7 && $(BIN)/python -m venv .venv-widgets7
-	@.venv-widgets7/bin/python -m pip install --quiet --disable-pip-version-check --no-input $(WIDGETS7)
-	@site='import sysconfig; print(sysconfig.get_path("purelib"))' && \
-		{ $(BIN)/python -c "$$site"; pwd; } > "$$(.venv-widgets7/bin/python -c "$$site")/behind.pth"
+# Environments with other versions than .venv; what that is, .ci/environment.py says. Plugins of pytest that the packages of .venv
+# announce would be looked for in older packages.
+.venv-%/.installed: .venv/.installed .ci/environment.py .ci/colab.txt
+	@echo "Setting up .venv-$* (a minute or two, once)"
+	@$(BIN)/python .ci/environment.py $*
 	@touch $@
 
-test-widgets7: setup .venv-widgets7/.installed ## the panels' tests with ipywidgets 7.7.1, Colab's
-	@echo 'Panels with ipywidgets 7' && \
-	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
-	export HF_HUB_OFFLINE=1 HF_HOME="$$scratch/hf" TOKENFLOW_HOME="$$scratch/cache" IPYTHONDIR="$$scratch/ipython" && \
-	OMP_NUM_THREADS=2 .venv-widgets7/bin/python -m pytest tests/test_panel_*.py
+test-colab: ## the panels and the first tutorial with Colab's versions, which installing must not change
+test-lower: ## the same with the lower bounds of pyproject.toml
+test-colab test-lower: test-%: setup .venv-%/.installed
+	@echo 'Panels, imports and the first tutorial in .venv-$*' && $(FRESH) && \
+	.venv-$*/bin/python .ci/import_time.py && \
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=2 .venv-$*/bin/python -m pytest -p pytest_timeout tests/test_panel_*.py && \
+	.venv-$*/bin/python .ci/run_tutorials.py --check 01
 
 test-browser: setup ## the panels' stories in JupyterLab and chromium; takes minutes
 	@TOKENFLOW_TEST_BROWSER=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser
@@ -69,11 +69,18 @@ lab: setup ## JupyterLab on nbs/
 	@$(BIN)/jupyter lab nbs
 
 export: setup ## modules from notebooks, then notebooks without clutter
+	@$(BIN)/python .ci/split_imports.py
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
 
+tutorials: setup ## run the tutorials whose outputs are stale, and save them
+	@$(FRESH) && $(BIN)/python .ci/run_tutorials.py
+
 docs-readme: setup ## README.md from nbs/index.ipynb (no Quarto needed)
 	@$(BIN)/python .ci/readme.py
+
+site-preview: setup ## every page as plain HTML in _docs/ (no Quarto needed)
+	@$(FRESH) && $(BIN)/python .ci/website.py preview
 
 clean: ## remove what the other targets made, except the environments
 	@rm -rf demo _proc _docs build dist .pytest_cache .hypothesis *.egg-info

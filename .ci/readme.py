@@ -13,13 +13,14 @@ from nbdev.processors import FilterDefaults
 
 
 def readme() -> str:
-    "The front page as Markdown; its pictures are named from the top of the repository."
+    "The front page as Markdown; its pictures and notebooks are named from the top of the repository."
     config = get_config()
     notebook = read_nb(config.nbs_path / config.readme_nb)
     FilterDefaults()(notebook)  # changes it in place
     text, _ = MarkdownExporter().from_notebook_node(nbformat.from_dict(notebook))
     text = re.sub(r"\A---\n(.*?)\n---\n+", _heading, text, flags=re.S)
-    return text.strip().replace("](images/", "](nbs/images/").replace('src="images/', 'src="nbs/images/') + "\n"
+    text = re.sub(r"(\]\(|src=\")(?=images/|[\w/]+\.ipynb)", r"\1nbs/", text)
+    return text.strip() + "\n"
 
 
 def _heading(front_matter: re.Match) -> str:

@@ -1,12 +1,18 @@
 "Properties of the method's pure functions, for any sizes: search, joint attention, keyframes, plans."
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokenflow_nb.keyframes import intervals, joint_attention, keyframe_table
+from tokenflow_nb import propagation
+from tokenflow_nb.keyframes import intervals, joint_attention, joint_groups, keyframe_table
 from tokenflow_nb.model import Blocks, ddim_move
 from tokenflow_nb.propagation import RULES, make_plan, nearest, nearest_fields, normalise_keys
 
@@ -26,6 +32,83 @@ def test_search_is_brute_force(queries, keys, channels, largest, seed):
     best, got = cosines.max(1).values, cosines.gather(1, found[:, None])[:, 0]
     assert found.shape == (queries,) and found.dtype == torch.int64
     assert (best - got).max() < 1e-5
+
+
+@given(sizes, sizes, st.integers(1, 3000), seeds)
+def test_search_finds_the_first_of_a_tie(queries, keys, largest, seed):
+    "Whole numbers multiply exactly, so ties are ties; the copies of all keys that follow are never chosen."
+    query, key = (rand(rows, 6, seed=seed + rows).mul(3).round() for rows in (queries, keys))
+    found = nearest(query, torch.cat([key, key]), largest)
+    assert found.tolist() == [row.index(max(row)) for row in (query @ key.T).tolist()]
+
+
+@given(st.sampled_from([torch.float16, torch.bfloat16, torch.float64]), st.integers(1, 3000), seeds)
+def test_search_is_in_float32_whatever_is_given(dtype, largest, seed):
+    query, key = rand(30, 8, seed=seed).to(dtype), normalise_keys(rand(20, 8, seed=seed + 1))
+    assert torch.equal(nearest(query, key, largest), nearest(query.float(), key))
+    assert torch.equal(nearest(query.requires_grad_(), key.clone().requires_grad_(), largest), nearest(query.float(), key))
+
+
+def test_search_in_chunks_holds_one_chunk():
+    "No product is larger than the chunk that is allowed, and all are written to the same memory."
+    query, key, places = rand(100, 8, seed=0), normalise_keys(rand(50, 8, seed=1)), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if "mm" in str(function):
+                places.append((result.numel(), result.untyped_storage().data_ptr()))
+            return result
+
+    with Watch():
+        found = nearest(query, key, largest=500)
+    assert torch.equal(found, nearest(query, key))
+    assert len(places) == 10 and max(size for size, _ in places) == 500 and len({place for _, place in places}) == 1
+
+
+FUSED = """
+import torch
+from tokenflow_nb.propagation import fused_nearest, nearest, normalise_keys
+for rows, columns, channels in ((1, 1, 1), (70, 65, 16), (130, 200, 48)):
+    query, key = (torch.randn(n, channels, generator=torch.Generator().manual_seed(n)) for n in (rows, columns))
+    key = normalise_keys(torch.cat([key, key]))
+    assert torch.equal(fused_nearest(query, key), nearest(query, key)), (rows, columns, channels)
+"""
+
+
+def test_fused_search_in_tritons_interpreter():
+    "The kernel's arithmetic, its masks and its ties, without a GPU."
+    pytest.importorskip("triton", reason="needs Triton, which torch brings for CUDA: `pip install triton`")
+    environment = os.environ | dict(TRITON_INTERPRET="1")
+    result = subprocess.run([sys.executable, "-c", FUSED], env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows, columns, channels", [(1, 1, 1), (4096, 4096, 320), (1000, 77, 640)])
+def test_search_on_a_gpu_is_that_of_the_cpu(rows, columns, channels):
+    query, key = rand(rows, channels, seed=0), normalise_keys(rand(columns, channels, seed=1))
+    found, exact = nearest(query.cuda(), key.cuda()).cpu(), query.double() @ key.double().T
+    assert ((exact.max(1).values - exact.gather(1, found[:, None])[:, 0]) / query.norm(dim=1)).max() < 1e-5
+
+
+def test_fused_search_without_triton_says_so(monkeypatch):
+    monkeypatch.setattr(propagation, "triton", None)
+    with pytest.raises(RuntimeError, match="needs Triton"):
+        propagation.fused_nearest(torch.ones(1, 2), torch.ones(1, 2))
+
+
+def test_a_kernel_that_fails_or_errs_is_not_used(monkeypatch):
+    "Whatever Triton raises, the chunked search serves, and a warning says why."
+    works = propagation._fused_works.__wrapped__
+    monkeypatch.setattr(propagation, "triton", object())
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    for kernel, reason in ((lambda q, k: 1 / 0, "ZeroDivisionError"), (lambda q, k: torch.zeros(len(q)), "errs")):
+        monkeypatch.setattr(propagation, "fused_nearest", kernel)
+        with pytest.warns(UserWarning, match=reason):
+            assert not works()
+    monkeypatch.setattr(propagation, "fused_nearest", nearest)
+    assert works()
 
 
 @given(sizes, sizes, seeds, st.floats(0.1, 100))
@@ -132,3 +215,34 @@ def test_blocks_pass_on_what_no_halving_helps():
         list(Blocks(4).map(too_large, 8))
     with pytest.raises(RuntimeError, match="something else"):
         list(Blocks(4).map(broken, 8))
+
+
+# ---- groups of keyframes
+
+
+@given(keyframes=st.integers(1, 300), most=st.none() | st.integers(2, 40))
+def test_groups_cover_every_keyframe_once_and_never_hold_too_many(keyframes, most):
+    groups = joint_groups(keyframes, most)
+    assert [each for group in groups for each in group.members] == list(range(keyframes))
+    for group in groups:
+        assert len(group.everybody) <= (most or keyframes) and group.everybody == sorted(set(group.everybody))
+        assert group.everybody[group.rows] == list(group.members)
+        assert group is groups[0] or group.members.start - 1 in group.everybody  # neighbours agree
+    assert len(groups) == 1 or (most is not None and keyframes > most)
+
+
+@given(frames=st.integers(1, 60), interval=st.integers(1, 9), most=st.none() | st.integers(2, 9), rule=st.sampled_from([*RULES]), seed=st.integers(0, 9))
+def test_every_frame_finds_its_keyframes_among_those_that_are_held(frames, interval, most, rule, seed):
+    "The bookkeeping of a step: groups of keyframes and frames take turns."
+    keyframes = keyframe_table(frames, min(interval, frames), 1, seed)[0]
+    plan, start, held = make_plan(rule, frames, keyframes, min(interval, frames)), 0, []
+    for group in joint_groups(len(keyframes), most):
+        base = min(group.members.start, plan.oldest(start))
+        held = [*held[len(held) - (group.members.start - base) :], *group.members]
+        assert held[0] == base and len(held) <= len(group.members) + 1
+        stop = plan.ready(group.members.stop)
+        part = plan[start:stop].counted_from(base)
+        for chosen, whole in ((part.first, plan.first), (part.second, plan.second)):
+            assert [held[place] for place in chosen.tolist()] == whole[start:stop].tolist()
+        start = stop
+    assert start == frames

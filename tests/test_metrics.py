@@ -29,7 +29,7 @@ def judge():
 
 @pytest.fixture(scope="module")
 def cases():
-    scenes = [Scene.random(seed, held_out=True) for seed in range(40, 44)]
+    scenes = [Scene.random(seed, held_out=True) for seed in (36, 37, 38, 39)]
     return [Case.toy(scene, "gold" if scene.material != "gold" else "blue", FRAMES, SIZE) for scene in scenes]
 
 

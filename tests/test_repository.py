@@ -1,35 +1,24 @@
 "What no notebook can say of itself: the rules that hold the repository together."
 
 import ast
-import csv
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-import yaml
-
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = sorted((ROOT / "tokenflow_nb").rglob("*.py"))
-COLAB = {  # the image of August 2026
-    "torch": "2.11",
-    "diffusers": "0.39",
-    "transformers": "5.15",
-    "numpy": "2.1",
-    "matplotlib": "3.10",
-    "scikit-learn": "1.6",
-    "ipywidgets": "7.7.1",
-    "anywidget": "0.9.21",
-    "imageio-ffmpeg": "0.6",
-}
+COLAB = dict(line.removesuffix(".*").split("==") for line in (ROOT / ".ci" / "colab.txt").read_text().splitlines() if "==" in line)
 DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "imageio_ffmpeg": "imageio-ffmpeg", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
 COMES_WITH = {
     "IPython": "ipywidgets",
     "traitlets": "ipywidgets",
     "huggingface_hub": "diffusers",
     "tokenizers": "transformers",
+    "triton": "torch",  # on Linux with a GPU; without it a slower search serves
 }
 
 
@@ -48,7 +37,7 @@ def test_runtime_dependencies_have_lower_bounds_only_and_none_above_colab():
 
 
 def test_every_import_is_a_declared_dependency():
-    declared = set(bounds()) | {"torchvision"}  # the extra `raft`
+    declared = set(bounds()) | {"torchvision", "ray"}  # the extras
     stray = set()
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -70,21 +59,54 @@ def test_the_command_line_answers_without_importing_torch():
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
-def test_the_sidebar_lists_every_notebook_once():
-    def leaves(contents):
-        for entry in contents:
-            if isinstance(entry, str):
-                yield entry
-            else:
-                yield from leaves(entry["contents"])
-
-    sidebar = sorted(leaves(yaml.safe_load((ROOT / "_quarto.yml").read_text())["website"]["sidebar"]["contents"]))
-    tracked = subprocess.run(["git", "ls-files", "nbs"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert sidebar == sorted(name.removeprefix("nbs/") for name in tracked.split() if name.endswith(".ipynb"))
-
-
 def test_quarto_settings_are_one_file():
     assert (ROOT / "nbs" / "_quarto.yml").resolve() == ROOT / "_quarto.yml"
+
+
+def rooms() -> dict[str, int]:
+    "Module → floor, as CONTRIBUTING.md says."
+    rows = re.findall(r"^\| (\d+) \| `([\w.]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    return {name: int(floor) for floor, name in rows}
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT / "tokenflow_nb").with_suffix("").parts)
+
+
+def imports(path: Path) -> set[str]:
+    "The modules of ours that a module imports, anywhere in it but for annotations alone."
+    tree = ast.parse(path.read_text())
+    typing = {node for outer in ast.walk(tree) if isinstance(outer, ast.If) and "TYPE_CHECKING" in ast.dump(outer.test) for node in ast.walk(outer)}
+    found, here = set(), path.relative_to(ROOT).parent.parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node not in typing:
+            above = here[: len(here) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *filter(None, [node.module])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return {name.removeprefix("tokenflow_nb.") for name in found if name.startswith("tokenflow_nb.")}
+
+
+def test_the_map_of_rooms_has_every_module_and_no_other():
+    assert set(rooms()) == {dotted(path) for path in MODULES if path.name not in ("__init__.py", "_modidx.py")}
+
+
+def test_a_module_imports_only_from_floors_below():
+    floors, upward = rooms(), []
+    for package in ("panels", "baselines"):  # what a package imports itself, whoever imports the package has
+        floors[package] = max(floor for name, floor in floors.items() if name.startswith(f"{package}."))
+    for path in MODULES:
+        name, house = dotted(path), dotted(path).partition(".")[0]
+        for other in imports(path) & set(floors) if name in floors else ():
+            same_house = "." in name and other.startswith(f"{house}.")
+            if floors[other] >= floors[name] and not same_house:
+                upward.append(f"{name} (floor {floors[name]}) imports {other} (floor {floors[other]})")
+    assert not upward
+
+
+def test_what_an_import_is_was_understood():
+    assert {"keyframes", "propagation"} <= imports(ROOT / "tokenflow_nb" / "attention.py")
+    assert {"clip", "baselines.job"} <= imports(ROOT / "tokenflow_nb" / "baselines" / "patches.py")
+    assert "edit" in imports(ROOT / "tokenflow_nb" / "cli.py")  # inside of a function
 
 
 def test_changelog_speaks_of_this_version():
@@ -94,10 +116,16 @@ def test_changelog_speaks_of_this_version():
 
 
 def test_the_readmes_table_is_the_one_that_was_measured():
-    from tokenflow_nb.report import METRICS, Measure, Report, Row
+    "Its figures are those of the toy model's card, which `toy.evaluate` wrote for the weights that are there."
+    from tokenflow_nb.model import load_model
 
-    with (ROOT / "benchmarks" / "toy_suite" / "report.csv").open(encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    rows = [Row(line["method"], line["case"], {name: Measure(name, float(line[name])) for name in METRICS if line.get(name)}) for line in lines]
-    table = Report(rows, {}).markdown(["warp_error", "clip_gain", "material_accuracy", "background_psnr", "sharpness_kept"])
-    assert table in (ROOT / "README.md").read_text()
+    figures = json.loads((ROOT / "tokenflow_nb" / "toy" / "weights" / "README.json").read_text())
+    readme, means = (ROOT / "README.md").read_text(), figures["edits"]["means"]
+    assert figures["about"]["command"] in readme
+    assert f"| VAE round trip | – | {means['vae']['background']:.1f} dB | {means['vae']['warp']:.2f} | 1 |" in readme
+    for name, rule in (("each frame alone", "per_frame"), ("TokenFlow, published rule", "published"), ("TokenFlow, the paper's rule (default)", "paper")):
+        mean = means[rule]
+        recovered = "0" if rule == "per_frame" else f"{mean['recovered']:.2f}"
+        row = [name, f"{mean['judged']:.0%}".replace("%", " %"), f"{mean['background']:.1f} dB", f"{mean['warp']:.2f}", recovered]
+        assert f"| {' | '.join(row)} |" in readme.replace("**", ""), row
+    assert figures["about"]["digest"] == load_model("toy", device="cpu").digest

@@ -137,6 +137,49 @@ def test_more_steps_go_on_from_the_end_of_an_earlier_budget(before_unet, monkeyp
     assert steps == [6, 7]
 
 
+@given(
+    count=st.integers(1, 400),
+    shares=st.sampled_from([Recipe().timestep_shares, ((250, 0.5), (1000, 0.5)), ((100, 0.1), (900, 0.2), (1000, 0.7))]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_timesteps_have_the_shares_of_the_recipe_in_every_batch(count, shares, seed):
+    times = unet.draw_timesteps(count, Recipe(timestep_shares=shares), torch.Generator().manual_seed(seed))
+    assert times.shape == (count,) and times.min() >= 0 and times.max() <= 999
+    first = 0
+    for last, share in shares:
+        middle = (first + last) // 2
+        for low, high, wanted in ((first, last, share), (first, middle, share / 2), (middle, last, share / 2)):
+            assert abs(int(((times >= low) & (times < high)).sum()) - wanted * count) < 2  # one may fall on either side of each end
+        first = last
+
+
+def test_the_shares_of_the_recipe_are_all_of_the_timesteps():
+    ends, shares = zip(*Recipe().timestep_shares)
+    assert list(ends) == sorted(set(ends)) and ends[-1] == 1000 and sum(shares) == 1 and min(shares) > 0
+
+
+def test_a_blinded_picture_shows_the_unet_nothing_of_itself(before_unet, monkeypatch):
+    run = replace(before_unet, recipe=Recipe.tiny(batch=(16, 16), blind_share=0.5, timestep_shares=((950, 0.25), (1000, 0.75))))
+    training, batches, shown = UNetTraining(run), unet.NoisyPictures(run), []
+    training.unet.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0].clone()))
+    batch = batches.draw(0, 0, 0.9)
+    for clean in (batch.clean, batch.clean.flip(0)):  # other pictures under the same noise
+        monkeypatch.setattr(batches, "draw", lambda *which, clean=clean: batch._replace(clean=clean))
+        unet._unet_step(training, batches, 0, 0, 0.9)
+    blind, same = batch.seen == 0, (shown[0] == shown[1]).flatten(1).all(1)
+    assert 0 < blind.sum() < (batch.times >= 950).sum() < 16  # all three kinds of pictures are in the batch
+    assert torch.equal(same, blind) and torch.equal(shown[0][blind], batch.noise[blind].bfloat16())
+    assert torch.equal(batch.seen[~blind], batch.level[~blind]) and (batch.level > 0).all()
+
+
+def test_weights_to_start_from_spare_the_time_at_half_size(before_unet):
+    assert before_unet.small_share == before_unet.recipe.small_share > 0
+    further = replace(before_unet, init=TOY_FOLDER)
+    assert further.small_share == 0
+    sides = [unet.NoisyPictures(run).draw(0, 0, 0.0).clean.shape[-1] for run in (before_unet, further)]
+    assert sides == [before_unet.recipe.size // 8, before_unet.recipe.size // 4]  # latents have a quarter of the side
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     file = tmp_path / "weights.safetensors"
     recipe.save_tensors(file, {"a": torch.zeros(2)}, step=1)

@@ -196,9 +196,10 @@ def test_stills_spread_over_the_whole_range():
     rng = np.random.default_rng(0)
     stills = [Scene.random(rng, moving=False) for _ in range(600)]
     for values, low, high in (
-        ([s.centre[0] for s in stills], 44, 84),
-        ([s.radius for s in stills], 26, 42),
-        ([s.angle for s in stills], -0.5, 0.5),
+        ([s.centre[0] for s in stills], 52, 76),
+        ([s.centre[1] for s in stills], 52, 76),
+        ([s.radius for s in stills], 30, 42),
+        ([s.angle for s in stills], -0.35, 0.35),
         ([s.background_offset[1] for s in stills], 0, 512),
     ):
         assert low <= min(values) < low + 0.05 * (high - low) and high - 0.05 * (high - low) < max(values) <= high
@@ -207,10 +208,31 @@ def test_stills_spread_over_the_whole_range():
     assert {s.background for s in stills} == set(BACKGROUNDS)
 
 
+@few
+@given(seed=seeds, kept=st.booleans())
+def test_a_still_is_never_cut_by_the_edge(seed, kept):
+    mask = Scene.random(seed, held_out=kept, moving=False).truth(frames=1).object_mask[0]
+    assert mask.any() and not mask[[0, -1]].any() and not mask[:, [0, -1]].any()
+
+
+HELD_OUT = """
+    circle red grass, circle striped grass, circle gold grass, circle purple sand, circle wooden sand, square blue night, square dotted night,
+    star blue water, star dotted water, heart red sky, heart striped sky, heart gold sky, heart purple plain, heart wooden plain
+"""
+
+
 def test_the_rule_of_the_held_out_combinations_is_fixed():
-    kept = [(s, m, b) for s in SHAPES for m in MATERIALS for b in BACKGROUNDS if held_out(s, m, b)]
-    assert len(kept) == 23 and len(captions()) == 528
-    assert {("circle", "red", "grass"), ("star", "blue", "water"), ("cross", "marble", "grass")} <= set(kept)
+    kept = {(s, m, b) for s in SHAPES for m in MATERIALS for b in BACKGROUNDS if held_out(s, m, b)}
+    assert kept == {tuple(names.split()) for names in HELD_OUT.split(",")} and len(kept) == 14 and len(captions()) == 308
+
+
+def test_combinations_held_out_of_the_larger_world_are_held_out_still():
+    "The weights that ship were begun in it: six shapes and eight backgrounds, counted by their places in these lists."
+    shapes, backgrounds = "circle square triangle star heart cross".split(), "grass bricks sky night water sand planks plain".split()
+    for s in SHAPES:
+        for m in MATERIALS:
+            for b in BACKGROUNDS:
+                assert held_out(s, m, b) == ((7 * shapes.index(s) + 5 * MATERIALS.index(m) + 11 * backgrounds.index(b)) % 25 == 0)
 
 
 # the look of the world: a trained model knows it, so a change of texture must not pass unseen
@@ -228,7 +250,6 @@ MEAN_COLOURS = {
     "wooden": (0.549, 0.330, 0.146),
     "gold": (0.973, 0.891, 0.491),
     "grass": (0.279, 0.515, 0.142),
-    "bricks": (0.623, 0.378, 0.313),
     "sky": (0.676, 0.805, 0.958),
     "night": (0.082, 0.079, 0.224),
     "water": (0.139, 0.433, 0.557),
@@ -253,7 +274,9 @@ def test_materials_and_backgrounds_keep_their_colours(name):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (dict(shape="hart"), ["shape='hart'", "'heart'", "triangle"]),
+        (dict(shape="hart"), ["shape='hart'", "'heart'", "square"]),
+        (dict(shape="triangle"), ["shape='triangle'", "heart"]),
+        (dict(background="bricks"), ["background='bricks'", "planks"]),
         (dict(material="golden"), ["material='golden'", "'gold'", "checkered"]),
         (dict(background="nihgt"), ["background='nihgt'", "'night'", "planks"]),
         (dict(background=""), ["background=''", "grass"]),

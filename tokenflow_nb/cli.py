@@ -261,7 +261,11 @@ _EDIT_OPTIONS = (
     "strength",
     "pnp_f_t",
     "pnp_attn_t",
+    "correction",
     "block_size",
+    "max_joint_keyframes",
+    "source_branch",
+    "resume",
 )
 
 
@@ -326,7 +330,18 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     _option(finer, "--strength", "sdedit: share of the steps that are run, 0 to 1", type=float, metavar="X")
     _option(finer, "--pnp-f-t", "pnp: share of the steps that inject features", type=float, metavar="X")
     _option(finer, "--pnp-attn-t", "pnp: share of the steps that inject queries and keys", type=float, metavar="X")
+    _option(finer, "--correction", "of the inversion's error", choices=("predicted", "repeated", "none"))
     _option(finer, "--block-size", "frames on the device at once; fewer need less memory", type=int, metavar="N")
+    _option(finer, "--max-joint-keyframes", "keyframes that are edited together; more go in groups", type=int, metavar="N")
+    _option(
+        finer,
+        "--source-branch",
+        "recorded: what the source's features say is written down once, and other prompts for this clip are faster",
+        choices=("live", "recorded"),
+    )
+    _option(
+        finer, "--anew", "begin anew, not where the same edit was interrupted", dest="resume", action="store_false", default=None
+    )
 
 # %% ../nbs/13_cli.ipynb #d09e9f97
 def _run_invert(args: argparse.Namespace) -> None:
@@ -385,6 +400,8 @@ def _run_cache(args: argparse.Namespace) -> None:
     if args.action == "list":
         for entry in store.entries():
             print(entry)
+        for key, size in store.drafts().items():
+            print(f"{key} · unfinished, goes on when it is asked for again · {size / 1e6:.1f} MB")
     else:
         removed = store.clear() if args.action == "clear" else store.prune(args.max_size)
         print(f"removed {len(removed)} entries")

@@ -469,9 +469,8 @@ def _encode(path: str, clip: Clip, audio: str | None) -> None:
 
 # %% ../nbs/00_clip.ipynb #4a0d41c7
 def _count_packets(path: str) -> int:
-    "How many frames a video file holds, counted without decoding them."
-    found = re.findall(r"frame= *(\d+)", _ffmpeg("-i", path, "-map", "0:v:0", "-c", "copy", "-f", "null", "-"))
-    return int(found[-1]) if found else 0
+    "How many frames a video file holds, counted without decoding them: a line of checksum each, for not every ffmpeg tells their number."
+    return len(re.findall(r"(?m)^0, ", _ffmpeg("-v", "error", "-nostats", "-i", path, "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "pipe:2")))
 
 
 def _audio_for(clip: Clip, path: str | os.PathLike | None) -> str | None:

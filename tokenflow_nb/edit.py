@@ -29,7 +29,7 @@ from . import __version__
 from .clip import Clip, as_clip, fit_clip, gather_frames, restore_clip, side_by_side, write_clip
 from .denoiser import WITHOUT_PROPAGATION, Conditioning, Denoiser
 from .guidance import Editor, make_editor, remeasured_start
-from .inversion import Trajectory, check_finite, invert
+from .inversion import Trajectory, check_finite, find_correction, invert
 from .keyframes import intervals, joint_groups, keyframe_table
 from .model import Blocks, Model, ddim_move, load_model, predicted_clean
 from .propagation import RULES
@@ -57,6 +57,7 @@ class EditConfig:
     pnp_attn_t: float = 0.5  # plug-and-play: fraction of the steps with injected queries and keys
     strength: float = 0.7  # SDEdit: fraction of the steps that is run
     inversion_steps: int | None = None  # None: as many as num_inference_steps
+    correction: str = "predicted"  # of the inversion's error: predicted, repeated, none
     remeasure: bool = False  # start from noise measured at the noisiest inverted timestep, as the published program does
     block_size: int = 8  # frames on the device at a time; changes no number beyond rounding
     max_joint_keyframes: int | None = 8  # keyframes that attend to each other; more are edited in groups; None: all together, the paper's way
@@ -80,6 +81,7 @@ class EditConfig:
             raise ValueError(f"keyframe_interval={interval!r}: give a whole number of frames, at least 1")
         if self.source_branch not in _SOURCE_BRANCH:
             raise ValueError(_unknown("source_branch", self.source_branch, _SOURCE_BRANCH))
+        find_correction(self.correction)
         joint_groups(1, self.max_joint_keyframes)
         Blocks(self.block_size)
         self.editor  # checks method and thresholds
@@ -92,7 +94,7 @@ class EditConfig:
     def published(cls, prompt: str, **changes) -> "EditConfig":
         "The authors' program: 500 inversion steps, its propagation rule, its start noise, its keyframe interval, all keyframes together."
         theirs = dict(rule="published", inversion_steps=500, remeasure=True, guidance_scale=7.5, keyframe_interval=8, num_inference_steps=50)
-        return cls(prompt, **theirs | dict(max_joint_keyframes=None, source_branch="live") | changes)
+        return cls(prompt, **theirs | dict(correction="none", max_joint_keyframes=None, source_branch="live") | changes)
 
 
 def _unknown(what: str, value, valid) -> str:
@@ -104,7 +106,7 @@ class EditError(RuntimeError):
     "An edit cannot go where it was asked to go; the message says why."
 
 # %% ../nbs/09_edit.ipynb #fce7d176
-_NEEDS_INVERSION = {"num_inference_steps", "inversion_steps", "source_prompt"}
+_NEEDS_INVERSION = {"num_inference_steps", "inversion_steps", "correction", "source_prompt"}
 _DECIDES_START = {"method", "strength", "remeasure"}
 _DECIDES_SOURCE = {"seed", "rule", "keyframe_interval", "max_joint_keyframes", "source_branch"}
 
@@ -289,7 +291,8 @@ def _read_edit(path: Path) -> tuple[dict, torch.Tensor, Clip]:
 def invert_for(model: Model, clip: Clip, config: EditConfig, store: Store | None, progress: bool) -> Trajectory:
     "The trajectory that an edit with these settings walks back along."
     return invert(
-        model, clip, config.source_prompt, config.num_inference_steps, config.inversion_steps, config.block_size, store, progress
+        model, clip, config.source_prompt, config.num_inference_steps, config.inversion_steps, config.block_size, store, progress,
+        config.correction,
     )
 
 # %% ../nbs/09_edit.ipynb #ebc1bd8c

@@ -455,7 +455,7 @@ class Store:
                         (folder / _JOURNAL).unlink()
                         _publish(folder, manifest | {"files": draft.files}, self.root / key)
             finally:
-                if not alone or not draft.files:
+                if not alone or not draft.files or (self.root / key).is_dir():  # nothing to go on with, or somebody else was first
                     shutil.rmtree(folder, ignore_errors=True)
 
     def drafts(self) -> dict[str, int]:

@@ -45,7 +45,7 @@ class Job:
         config = self.config
         return invert(
             self.model, self.clip, config.source_prompt, config.num_inference_steps, config.inversion_steps,
-            config.block_size, self.store, self.progress,
+            config.block_size, self.store, self.progress, config.correction,
         )
 
     @cached_property

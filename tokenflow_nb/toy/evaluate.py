@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from ..metrics import ClipJudge, consistency_recovered, masked_psnr, warp_error
 from ..model import TOY_FOLDER, Model, ddim_move, load_model, predicted_clean
 from ..propagation import RULES
 from ..store import Store
-from .world import BACKGROUNDS, MATERIALS, SHAPES, Scene, caption, captions
+from .world import BACKGROUNDS, MATERIALS, SHAPES, Scene, caption, captions, held_out
 
 # %% ../../nbs/toy/07_evaluate.ipynb #0ccfb016
 def held_out_scenes(count: int, seed: int = 1000) -> list[Scene]:
@@ -90,6 +91,7 @@ def caption_gaps(model: Model, scenes: list[Scene], timestep: int = 980, seed: i
     return {kind: error - errors["right"] for kind, error in errors.items() if kind != "right"}
 
 
+
 # %% ../../nbs/toy/07_evaluate.ipynb #c15982f2
 @torch.no_grad()
 def paint(
@@ -125,9 +127,14 @@ class EditCase:
 
     @classmethod
     def drawn(cls, count: int, seed: int = 2000) -> list["EditCase"]:
-        "Held-out moving scenes, each with another material drawn at random."
-        rng = np.random.default_rng(seed)
-        scenes = [Scene.random(seed + index, held_out=True) for index in range(count)]
+        "Held-out moving scenes, each with another material drawn at random. A combination comes again only when all have come."
+        rng, scenes, seen, number = np.random.default_rng(seed), [], set(), seed
+        there = sum(held_out(*names) for names in product(SHAPES, MATERIALS, BACKGROUNDS))
+        while len(scenes) < count:
+            scene, number = Scene.random(number, held_out=True), number + 1
+            if scene.caption not in seen:
+                scenes.append(scene)
+                seen = {*seen, scene.caption} if len(seen) + 1 < there else set()
         return [cls(scene, str(rng.choice([name for name in MATERIALS if name != scene.material]))) for scene in scenes]
 
 
@@ -272,8 +279,12 @@ def card(figures: dict) -> str:
 
 
 def save_sheet(path: Path, clips: list[Clip], labels: list[str]) -> None:
-    "Source and edit side by side, six frames of each, as a PNG that is small enough for a README."
-    sheet = contact_sheet(*clips, columns=6, labels=labels)
+    "Each edit below its source, six frames of each, in two columns, as a PNG that is small enough for a README."
+    middle = (len(clips) + 2) // 4 * 2
+    halves = [contact_sheet(*clips[part], columns=6, labels=labels[part]) for part in (slice(middle), slice(middle, None)) if clips[part]]
+    sheet = Image.new("RGB", (sum(half.width for half in halves), max(half.height for half in halves)), "white")
+    for place, half in enumerate(halves):
+        sheet.paste(half, (place * halves[0].width, 0))
     sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3), Image.Resampling.LANCZOS).quantize(192).save(path, optimize=True)
 
 

@@ -55,7 +55,7 @@ def draw_timesteps(count: int, recipe: Recipe, random: torch.Generator) -> torch
     times = torch.from_numpy(np.interp(quantile, np.cumsum(shares), ends))
     return times.long().clamp(0, 999)[torch.randperm(count, generator=random)]
 
-
+# %% ../../nbs/toy/05_unet.ipynb #b11d0002
 def blinded(
     levels: torch.Tensor,  # (b,) ᾱ
     times: torch.Tensor,  # (b,)
@@ -66,7 +66,7 @@ def blinded(
     noisiest = times >= recipe.timestep_shares[-2][0]
     return torch.where(noisiest & (torch.rand(len(times), generator=random) < recipe.blind_share), 0.0, levels)
 
-
+# %% ../../nbs/toy/05_unet.ipynb #b11d0005
 def diffusion_loss(
     output: torch.Tensor,  # (b, c, h, w) what the UNet says
     clean: torch.Tensor,  # (b, c, h, w) x₀

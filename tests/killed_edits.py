@@ -1,0 +1,91 @@
+"""Edits that are killed, and gone on with. A program, so that it can fork children that have everything imported: `killed_edits.py FOLDER SEED COUNT`.
+
+Prints a line of JSON for each killed edit, and one for two edits that run at the same time.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+import tokenflow_nb.edit as room
+from tokenflow_nb.edit import edit_video
+from tokenflow_nb.model import load_model
+from tokenflow_nb.store import Store
+from tokenflow_nb.toy.world import Scene
+
+torch.set_num_threads(1)
+room.CHECKPOINT_SECONDS = 0.0
+MODEL = load_model("toy", device="cpu")
+SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3), spin=0.02)
+CLIP = SCENE.render(frames=6, size=64)
+
+
+def edit(root: Path, prompt: str = "a gold star on grass"):
+    options = dict(num_inference_steps=4, keyframe_interval=2, block_size=2, source_branch="recorded", progress=False)
+    return edit_video(CLIP, prompt, source_prompt=SCENE.caption, model=MODEL, store=Store(root), **options)
+
+
+def child(root: Path, **options) -> int:
+    "The process number of a fork that makes the edit."
+    if number := os.fork():
+        return number
+    try:
+        edit(root, **options)
+        os._exit(0)
+    except BaseException as error:  # a child must not come back to the loop
+        print(repr(error), file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def latents(root: Path) -> list[str]:
+    "Checksums of what the finished edits hold."
+    return sorted(file["sha256"] for entry in Store(root).entries() if entry.meta["kind"] == "edit" for file in entry.manifest["files"].values())
+
+
+def faults(root: Path) -> list[str]:
+    "Warnings about damage when every entry is opened and its checksums are compared."
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for entry in Store(root).entries():
+            Store(root).get(entry.key)
+    return [str(each.message) for each in caught]
+
+
+def killed(root: Path, moment: float, wanted: list[str]) -> dict:
+    "An edit killed after so many seconds, then made again."
+    number = child(root)
+    time.sleep(moment)
+    os.kill(number, signal.SIGKILL)
+    was_killed = os.WIFSIGNALED(os.waitpid(number, 0)[1])
+    store = Store(root)
+    left, broken = sorted(key.split("-")[0] for key in store.drafts()), faults(root)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child(root), 0)[1])
+    return dict(moment=round(moment, 3), killed=was_killed, left=left, broken=broken, ended=ended, same=latents(root) == wanted, drafts=len(store.drafts()))
+
+
+def together(root: Path) -> dict:
+    "Two processes that want the same edit, and a third that wants another of the same clip, all at once."
+    numbers = [child(root), child(root), child(root, prompt="a marble star on grass")]
+    return dict(ended=[os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) for number in numbers], broken=faults(root), edits=latents(root))
+
+
+def main():
+    folder, seed, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    begun = time.monotonic()
+    edit(folder / "straight")
+    length, wanted = time.monotonic() - begun, latents(folder / "straight")
+    moments = random.Random(seed)
+    for number in range(count):
+        print(json.dumps(killed(folder / f"killed-{number}", moments.uniform(0, length), wanted)), flush=True)
+    print(json.dumps(together(folder / "together") | dict(wanted=wanted)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"The corrections of inversion: on the random UNet of `reference`, where nothing is smooth, and in the store."
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from tokenflow_nb.inversion import CORRECTIONS, climb, denoise, invert, inverting
+from tokenflow_nb.model import Model, NoiseSchedule, ddim_move
+from tokenflow_nb.toy.world import Scene
+
+FOLDER, STEPS = Path(__file__).parent / "reference", 20
+SCENE = Scene("star", "marble", "grass")
+
+
+@pytest.fixture(scope="module")
+def walks():
+    "For each correction: evaluations, the reconstruction's error, and the largest residual of a step's equation, of two frames."
+    unet = UNet2DConditionModel.from_config(json.loads((FOLDER / "config.json").read_text()))
+    unet.load_state_dict(load_file(FOLDER / "unet.safetensors"))
+    golden, schedule = load_file(FOLDER / "golden.safetensors"), json.loads((FOLDER / "golden.json").read_text())["scheduler"]
+    model = Model(unet.eval(), None, None, None, NoiseSchedule(schedule), name="random")
+    return {name: _walk(model, golden["latents"][:2], golden["source_embeds"], name) for name in CORRECTIONS}
+
+
+def _walk(model: Model, clean: torch.Tensor, embeds: torch.Tensor, correction: str) -> dict[str, float]:
+    down, evaluations = model.schedule.timesteps(STEPS), []
+
+    def noise_at(latents, timestep):
+        evaluations.append(timestep)
+        return model.predict(latents, timestep, embeds)
+
+    path = {None: clean} | dict(climb(model, clean, down[::-1], noise_at, correction))
+    count, residuals = len(evaluations), []
+    for timestep, below in zip(down[2::5], down[3::5]):
+        levels = model.schedule.level(timestep), model.schedule.level(below)
+        residuals.append(float((ddim_move(path[timestep], noise_at(path[timestep], timestep), *levels) - path[below]).norm()))
+    back = denoise(model, path[down[0]], down, noise_at)
+    return dict(evaluations=count, error=float((back - clean).norm() / clean.norm()), residual=max(residuals))
+
+
+def test_a_correction_lowers_the_error_of_the_reconstruction(walks):
+    errors = [walks[name]["error"] for name in ("none", "predicted", "repeated")]
+    assert errors[1] < 0.8 * errors[0] and errors[2] < 0.8 * errors[1], errors
+
+
+def test_a_correction_solves_the_equation_of_the_step_better(walks):
+    residuals = [walks[name]["residual"] for name in ("none", "predicted", "repeated")]
+    assert residuals[1] < 0.8 * residuals[0] and residuals[2] < 0.8 * residuals[1], residuals
+
+
+def test_a_prediction_costs_no_evaluation(walks):
+    assert {name: walk["evaluations"] for name, walk in walks.items()} == {"none": STEPS, "predicted": STEPS, "repeated": 2 * STEPS}
+
+
+@given(st.floats(0.2, 0.95), st.floats(0.5, 0.99), st.integers(0, 2**31), st.sampled_from(list(CORRECTIONS)))
+def test_constant_noise_needs_no_correction(lower, ratio, seed, name):
+    "Where the noise does not depend on the latents, every correction takes the same exact step."
+    latents, noise = (torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(seed + i)).double() for i in range(2))
+    upper, seen = CORRECTIONS[name](latents, -noise, (lower, lower * ratio), lambda x: noise)
+    assert seen is noise and torch.equal(upper, ddim_move(latents, noise, lower, lower * ratio))
+
+
+def test_the_noise_that_is_returned_is_what_the_model_saw_last():
+    asked = []
+
+    def noise_at(x):
+        asked.append(x)
+        return x.sin()
+
+    latents = torch.linspace(-2, 2, 8).reshape(1, 2, 2, 2)
+    upper, noise = CORRECTIONS["repeated"](latents, latents.cos(), (0.8, 0.6), noise_at)
+    assert torch.equal(asked[0], ddim_move(latents, latents.cos(), 0.8, 0.6))
+    assert torch.equal(asked[1], ddim_move(latents, asked[0].sin(), 0.8, 0.6))
+    assert torch.equal(noise, asked[1].sin()) and torch.equal(upper, ddim_move(latents, noise, 0.8, 0.6))
+
+
+def test_the_store_tells_trajectories_by_their_correction(model, store):
+    clip = SCENE.render(1)
+    paths = {name: invert(model, clip, SCENE.caption, 3, store=store, progress=False, correction=name) for name in CORRECTIONS}
+    assert len({path.entry.path for path in paths.values()}) == len(CORRECTIONS)
+    assert {name: path.entry.meta["correction"] for name, path in paths.items()} == {name: name for name in CORRECTIONS}
+    tops = [path.at(path.noisiest) for path in paths.values()]
+    assert not torch.equal(tops[0], tops[1]) and not torch.equal(tops[1], tops[2])
+    assert invert(model, clip, SCENE.caption, 3, store=store, progress=False).entry.path == paths["predicted"].entry.path
+
+
+@pytest.mark.parametrize("wrong, hint", [("predict", "did you mean 'predicted'"), (1, "none, predicted, repeated"), (None, "none, predicted, repeated")])
+def test_an_unknown_correction_is_named_before_any_work(model, store, monkeypatch, wrong, hint):
+    monkeypatch.setattr(Model, "encode", lambda *a: pytest.fail("work began"))
+    with pytest.raises(ValueError, match=f"correction={wrong!r}.*{hint}"):
+        next(inverting(model, SCENE.render(1), "", 3, store=store, correction=wrong))
+    with pytest.raises(ValueError, match="correction="):
+        next(climb(model, torch.zeros(1, 4, 16, 16), [1], lambda x, t: x, wrong))

@@ -1,0 +1,204 @@
+"Nothing is lost: edits that are killed, interrupted, short of room, or made by two processes at once."
+
+import errno
+import json
+import random
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tokenflow_nb.edit as room
+from tokenflow_nb import store as store_room
+from tokenflow_nb.edit import Edit, EditConfig, edit_video, run_kept
+from tokenflow_nb.inversion import inverting
+from tokenflow_nb.store import Store, StoreError
+from tokenflow_nb.toy.world import Scene
+
+SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3), spin=0.02)
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return SCENE.render(frames=5, size=64)
+
+
+@pytest.fixture
+def edit(model, clip, tmp_path, monkeypatch):
+    "Makes an edit in four steps, in a store of its own, with a checkpoint at every step."
+    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 0.0)
+
+    def make(root=tmp_path / "cache", **options):
+        options = dict(num_inference_steps=4, keyframe_interval=2, block_size=2, progress=False) | options
+        return edit_video(clip, "a gold star on grass", source_prompt=SCENE.caption, model=model, store=Store(root), **options)
+
+    return make
+
+
+def stop_at(monkeypatch, step: int, error: BaseException):
+    "Lets the next edit raise at a step, once."
+    take = Edit.step
+
+    def until(self):
+        if self.index == step:
+            monkeypatch.setattr(Edit, "step", take)
+            raise error
+        return take(self)
+
+    monkeypatch.setattr(Edit, "step", until)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL; run it on Linux or macOS")
+def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path):
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    command = [sys.executable, str(Path(__file__).with_name("killed_edits.py")), str(tmp_path), str(seed), str(KILLS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr
+    *kills, together = map(json.loads, done.stdout.splitlines())
+    print(*kills, sep="\n")
+    assert len(kills) == KILLS and sum(each["killed"] for each in kills) >= KILLS // 2
+    for each in kills:
+        assert not each["broken"] and each["ended"] == 0 and each["same"] and each["drafts"] == 0, (seed, each)
+    assert any(each["left"] for each in kills), "no moment fell into the work"
+
+    assert together["ended"] == [0, 0, 0] and not together["broken"]
+    assert len(together["edits"]) == 2 and set(together["wanted"]) <= set(together["edits"])
+
+
+def test_an_interrupt_leaves_a_checkpoint(edit, tmp_path, monkeypatch):
+    whole = edit(tmp_path / "other")
+    stop_at(monkeypatch, 2, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        edit()
+    resumed = edit()
+    assert resumed.resumed_at == 2 and resumed.record()["resumed_at"] == 2 and whole.resumed_at == 0
+    assert np.array_equal(resumed.edited.frames, whole.edited.frames)
+
+
+def test_what_is_done_is_read_unless_it_shall_not_be(edit, monkeypatch):
+    first = edit()
+    stop_at(monkeypatch, 0, AssertionError("not one step is to be taken"))
+    again = edit()
+    assert again.resumed_at == 4 and np.array_equal(again.edited.frames, first.edited.frames)
+    with pytest.raises(AssertionError, match="not one step"):
+        edit(resume=False)
+    assert edit(resume=False).resumed_at == 0
+
+
+def test_any_setting_makes_another_edit(edit):
+    edit()
+    for change in (dict(seed=1), dict(guidance_scale=2.0), dict(negative_prompt="a circle"), dict(max_joint_keyframes=2), dict(rule="linear")):
+        assert edit(**change).resumed_at == 0, change
+
+
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(edit, tmp_path, monkeypatch):
+    whole, save, room_left = edit(tmp_path / "other"), store_room.save_file, [5]
+
+    def until_full(tensors, path):
+        room_left[0] -= 1
+        if room_left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path)
+
+    monkeypatch.setattr(store_room, "save_file", until_full)
+    with pytest.raises(StoreError, match="disk is full"):
+        edit()
+    assert [entry.meta["kind"] for entry in Store(tmp_path / "cache").entries()] == ["trajectory"]
+    room_left[0] = 10**6
+    resumed = edit()
+    assert resumed.resumed_at == 2 and np.array_equal(resumed.edited.frames, whole.edited.frames)
+
+
+def test_an_inversion_goes_on_block_by_block(model, clip, tmp_path, monkeypatch):
+    store, encoded, encode = Store(tmp_path), [], type(model).encode
+    monkeypatch.setattr(type(model), "encode", lambda self, frames: (encoded.append(len(frames)), encode(self, frames))[1])
+    walk = inverting(model, clip, SCENE.caption, 3, block_size=2, store=store)
+    for done, _ in walk:
+        if done > 2 * 3:  # in the second block
+            break
+    walk.close()
+    assert len(encoded) == 2 and list(store.drafts())
+    for _ in inverting(model, clip, SCENE.caption, 3, block_size=2, store=store):
+        pass
+    assert encoded == [2, 2, 2, 1] and not store.drafts()  # the second block again, then the third; the first is kept
+
+
+def test_a_process_does_not_wait_for_itself(model, clip, tmp_path):
+    store = Store(tmp_path)
+    paused = inverting(model, clip, SCENE.caption, 3, store=store)
+    next(paused)
+    for _ in inverting(model, clip, SCENE.caption, 3, store=store):
+        pass
+    assert len(store.entries()) == 1
+    for _ in paused:
+        pass
+    assert len(store.entries()) == 1 and not store.drafts()
+
+
+def test_a_recorded_source_gives_the_same_edit(edit):
+    live, recorded = edit(), edit(source_branch="recorded")
+    assert recorded.resumed_at == 0 and "record" in recorded.timings
+    difference = live.edited.frames.astype(int) - recorded.edited.frames
+    assert np.abs(difference).max() <= 2 and (difference != 0).mean() < 0.05
+
+
+def test_a_second_prompt_records_nothing_again(edit, model, monkeypatch):
+    edit(source_branch="recorded")
+    branches, join = [], room.Denoiser._guided
+
+    def seen(self, context, *rest):
+        result = join(self, context, *rest)
+        branches.append(context.branches)
+        return result
+
+    monkeypatch.setattr(room.Denoiser, "_guided", seen)
+    edit(source_branch="recorded", negative_prompt="a circle")
+    assert set(branches) == {("source", "negative", "positive"), ("negative", "positive")}  # keyframes, frames
+    assert branches.count(("negative", "positive")) == 4 * 3
+
+
+@pytest.mark.parametrize("written, said", [(0, "format 0"), (2, "format 2")])
+def test_a_cache_of_another_version_is_not_read(edit, tmp_path, written, said):
+    first = edit()
+    for path in (tmp_path / "cache").glob("edit-*/manifest.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": written}))
+    with pytest.warns(UserWarning, match=said):
+        again = edit()
+    assert again.resumed_at == 0 and np.array_equal(again.edited.frames, first.edited.frames)
+
+
+def test_a_cache_that_cannot_be_written_says_so_before_the_work(edit, tmp_path, monkeypatch):
+    def refused(*args, **options):
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(store_room.FileLock, "acquire", refused)
+    stop_at(monkeypatch, 0, AssertionError("not one step is to be taken"))
+    with pytest.raises(StoreError, match="Read-only file system.*TOKENFLOW_HOME"):
+        edit()
+
+
+def test_run_kept_goes_on_from_the_last_checkpoint_only(model, clip, tmp_path, monkeypatch):
+    "Checkpoints are dropped when a newer one is there; by the clock, not at every step."
+    store = Store(tmp_path)
+    for _ in (walk := inverting(model, clip, SCENE.caption, 4, store=store)):
+        pass
+    from tokenflow_nb.inversion import Trajectory
+
+    trajectory = Trajectory(next(entry for entry in store.entries() if entry.meta["kind"] == "trajectory"))
+    config = EditConfig("a gold star on grass", source_prompt=SCENE.caption, num_inference_steps=4, keyframe_interval=2)
+    clock = iter(range(0, 10**6, 3))
+    monkeypatch.setattr(room.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 5.0)
+    stop_at(monkeypatch, 3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run_kept(Edit(model, trajectory, config, clip, keep_history=False), store)
+    (draft,) = tmp_path.glob(".draft-edit-*")
+    assert sorted(path.name for path in draft.iterdir()) == ["journal.jsonl", "step-0002.safetensors"]
+    edit = Edit(model, trajectory, config, clip, keep_history=False)
+    assert run_kept(edit, store) == 2 and torch.equal(edit.latents, Edit(model, trajectory, config, clip).run().latents)
