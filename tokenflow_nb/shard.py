@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
@@ -114,7 +114,7 @@ class Ranks:
             dist.barrier()
 
     def gather(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        "Keys and values `(k, s, c)` of all keyframes, in their order, from those of this shard."
+        "Two tensors `(k, ...)` of all keyframes, in their order, from those of this shard: keys and values, or latents."
         own, most = torch.cat([key, value], -1), max(len(shard.keyframes) for shard in self.cut)
         padded = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])  # gloo gathers equal shapes only
         parts = [torch.empty_like(padded) for _ in self.cut]
@@ -171,6 +171,7 @@ class ShardDenoiser(Denoiser):
     "The guided noise of one shard's frames; all its latents and frame numbers count from the shard's first frame."
 
     ranks: Ranks | None = None
+    met: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, init=False, repr=False)  # by keyframe: source and edited latents
 
     @classmethod
     def of(cls, denoiser: Denoiser, ranks: Ranks) -> "ShardDenoiser":
@@ -187,23 +188,39 @@ class ShardDenoiser(Denoiser):
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         "Rows and their guided noise, from the shard's first frame to its last."
         plan, shard = self._plan(keyframes), self.ranks.own
-        own = keyframes[shard.keyframes.start : shard.keyframes.stop] - shard.frames.start
-        context = Context(injection=injection, gather=self.ranks.gather)
-        with installed(self.model.unet, context, self.model.backbone.features):
+        keyframes = keyframes - shard.frames.start
+        own = keyframes[shard.keyframes.start : shard.keyframes.stop].tolist()
+        with installed(self.model.unet, Context(injection=injection), self.model.backbone.features) as context:
             self.context = context
-            self._together(context, latents, timestep, own.tolist())
+            if len(joint_groups(len(keyframes), self.max_joint_keyframes)) > 1:
+                self._meet(latents, timestep, keyframes.tolist(), own)
+                yield from self._by_groups(context, latents, timestep, keyframes, plan, watch)
+                return
+            context.gather = self.ranks.gather
+            self._together(context, latents, timestep, own)
             context.fresh = self.ranks.with_neighbours(context.fresh)
             context.keep(slice(None), 0)
             context.watch = watch
-            yield from self._frame_pass(context, latents, timestep, range(len(latents)), plan)
+            yield from self._frame_pass(context, latents, timestep, range(len(latents)), plan.counted_from(self.ranks.within_reach.start))
+
+    def _meet(self, latents: torch.Tensor, timestep: int, keyframes: list[int], own: list[int]) -> None:
+        "Learns the latents of all shards' keyframes at this step."
+        source, edited = (rows.to(self.model.device) for rows in (self.trajectory.at(timestep, own), latents[own]))
+        self.met = dict(zip(keyframes, zip(*self.ranks.gather(source, edited))))
+
+    def _rows(self, branch: str, latents: torch.Tensor, timestep: int, frames: list[int]) -> torch.Tensor:
+        "As in one process; but in the keyframe pass of a group, frames may be those of other shards."
+        if self.context.joint and self.met:
+            return torch.stack([self.met[frame][branch != "source"] for frame in frames])
+        return super()._rows(branch, latents, timestep, frames)
 
     def _plan(self, keyframes: torch.Tensor) -> Plan:
-        "For the shard's frames, counted from the first keyframe within reach. Raises `ValueError` for a rule that reaches further."
+        "For the shard's frames. Raises `ValueError` for a rule that reaches beyond the neighbours."
         frames, reach = self.ranks.own.frames, self.ranks.within_reach
         plan = make_plan(self.rule, self.ranks.frames, keyframes, self.interval)[frames.start : frames.stop]
         if not set(plan.first.tolist()) | set(plan.second.tolist()) <= set(reach):
             raise ValueError(f"rule={self.rule!r} draws on keyframes beyond the neighbouring intervals, which a shard does not have: use edit_video")
-        return plan.counted_from(reach.start)
+        return plan
 
 
 def shard_edit(
@@ -397,13 +414,7 @@ def _checked(
     if config.source_branch != "live":
         raise ValueError(f"source_branch={config.source_branch!r}: a sharded edit runs the source branch: give source_branch='live'")
     interval = config.keyframe_interval or min(8, frames)
-    keyframes = len(intervals(frames, interval))
     cut_shards(frames, interval, shards)
-    if len(joint_groups(keyframes, config.max_joint_keyframes)) > 1:
-        raise ValueError(
-            f"max_joint_keyframes={config.max_joint_keyframes}: {keyframes} keyframes would be edited in groups; in a sharded edit all attend to "
-            "each other: give max_joint_keyframes=None, or a larger keyframe_interval"
-        )
     if device not in ("cuda", "cpu"):
         raise ValueError(f"device={device!r}: give 'cuda' for one GPU to each shard, or 'cpu'")
     if device == "cuda" and shards > torch.cuda.device_count():
