@@ -239,9 +239,10 @@ class _RayWorker:
     kill = close
 
 
-_RAY = dict(  # settings of a cluster that is started here, where the environment has none
+_RAY = dict(  # for a cluster that is started here, where the environment says nothing else
     RAY_USAGE_STATS_ENABLED="0",  # nothing is reported to anybody unasked
-    RAY_gcs_server_port_wait_time_s="120",  # seconds: a busy machine starts slowly
+    RAY_gcs_server_port_wait_time_s="300",  # a busy machine may take minutes to start Ray,
+    RAY_worker_register_timeout_seconds="300",  # and a worker of it
 )
 
 
