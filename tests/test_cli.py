@@ -90,7 +90,7 @@ def test_help_of_edit_groups_options_and_shows_defaults(run):
     _, out, _ = run("edit", "--help")
     for group in ("which frames:", "words:", "method:", "finer settings:", "examples:"):
         assert f"\n{group}\n" in out
-    assert "(default: 50)" in out and "(default: sd1.5)" in out
+    assert "(default: 25)" in out and "(default: sd1.5)" in out
 
 
 def test_models_are_listed_without_paths_of_this_machine(run):

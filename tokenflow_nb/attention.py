@@ -9,12 +9,15 @@ __all__ = ['Injection', 'KeyframeTokens', 'Context', 'TokenFlowAttention', 'self
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from .keyframes import frame_attention, joint_attention
 from .propagation import Plan, blend, nearest_fields, normalise_keys
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 # %% ../nbs/06_attention.ipynb #469baa39
 @dataclass(frozen=True)
@@ -150,14 +153,14 @@ class _FeatureHook:
         return context.join(rows) if injected else None
 
 # %% ../nbs/06_attention.ipynb #f5874dd1
-def self_attentions(unet: UNet2DConditionModel) -> dict[str, torch.nn.Module]:
+def self_attentions(unet: "UNet2DConditionModel") -> dict[str, torch.nn.Module]:
     "All self-attention layers by name, in the order of the UNet's modules."
     return {name: module for name, module in unet.named_modules() if name.endswith(".attn1")}
 
 
 @contextmanager
 def installed(
-    unet: UNet2DConditionModel,
+    unet: "UNet2DConditionModel",
     context: Context,
     features: tuple[str, ...] = (),  # convolutions that an editor may inject
 ) -> Iterator[Context]:

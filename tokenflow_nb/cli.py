@@ -315,7 +315,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     _option(
         method, "--method", "pnp keeps the layout; sdedit repaints freely", choices=("pnp", "sdedit"), default="pnp"
     )
-    _option(method, "--steps", "denoising steps", dest="num_inference_steps", type=int, default=50, metavar="N")
+    _option(method, "--steps", "denoising steps", dest="num_inference_steps", type=int, default=25, metavar="N")
     _option(method, "--seed", "draws the keyframes", type=int, default=0, metavar="N")
     _option(
         method,
@@ -372,7 +372,7 @@ def _add_invert(commands: argparse._SubParsersAction) -> None:
     _add_source(parser)
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", default="", help="what the clip shows (default: none)")
     _add_model(parser)
-    _option(parser, "--steps", "steps of the inversion", type=int, default=50, metavar="N")
+    _option(parser, "--steps", "steps of the inversion", type=int, default=25, metavar="N")
     _option(parser, "--quiet", "no progress bars", action="store_true")
 
 # %% ../nbs/13_cli.ipynb #03dc6422
@@ -440,7 +440,7 @@ def _external(text: str) -> tuple[str, str]:
 # %% ../nbs/13_cli.ipynb #65502d11
 _SUITES = {
     "toy": dict(model="toy", num_inference_steps=10, keyframe_interval=4, frames=8),
-    "davis": dict(model="sd1.5", num_inference_steps=50, keyframe_interval=8, frames=200),
+    "davis": dict(model="sd1.5", num_inference_steps=25, keyframe_interval=8, frames=200),
 }
 
 
@@ -554,7 +554,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     _option(which, "--resolution", "davis: height x width of the frames (default: 384x672)", type=parse_size, metavar="SIZE")
     how = parser.add_argument_group("how they are edited and judged")
     _option(how, "--model", "a name that `tokenflow_nb models` lists, a folder, or a hub id (default: toy for toy, sd1.5 for davis)", metavar="NAME")
-    _option(how, "--steps", "denoising steps (default: 10 for toy, 50 for davis)", dest="num_inference_steps", type=int, metavar="N")
+    _option(how, "--steps", "denoising steps (default: 10 for toy, 25 for davis)", dest="num_inference_steps", type=int, metavar="N")
     _option(how, "--guidance-scale", "how strictly the prompt is followed (default: the model's own)", type=float, metavar="G")
     _option(how, "--keyframe-interval", "one keyframe in so many frames (default: 4 for toy, 8 for davis)", type=int, metavar="N")
     _option(how, "--judge", "toy, or a CLIP checkpoint: folder or hub id (default: toy for toy, ViT-L/14 for davis)", metavar="NAME")

@@ -48,7 +48,7 @@ class EditConfig:
     source_prompt: str = ""  # what the source shows; better inversion, better edits
     negative_prompt: str = ""  # what it must not show
     method: str = "pnp"  # the base image editor: pnp, sdedit
-    num_inference_steps: int = 50  # denoising steps
+    num_inference_steps: int = 25  # denoising steps
     guidance_scale: float | None = None  # None: the model's own default, 7.5 for Stable Diffusion
     keyframe_interval: int | None = None  # a keyframe is drawn in every so many frames; None: 8, or the length of a shorter clip
     rule: str = "paper"  # how frames draw on keyframes: paper, linear, published; without propagation: joint, per_frame
@@ -428,7 +428,7 @@ def edit_video(
     negative_prompt: str = "",
     model: str | Model = "sd1.5",  # an alias, a folder, a hub id, or a loaded model; "toy" runs anywhere
     method: str = "pnp",
-    num_inference_steps: int = 50,
+    num_inference_steps: int = 25,
     guidance_scale: float | None = None,  # None: the model's own default, 7.5 for Stable Diffusion
     keyframe_interval: int | None = None,  # None: 8, or the length of a shorter clip
     seed: int = 0,

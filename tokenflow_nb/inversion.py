@@ -186,7 +186,7 @@ def invert(
     model: Model,
     clip: Clip,  # height and width multiples of `model.multiple`
     prompt: str = "",  # describes the source
-    steps: int = 50,  # timesteps of the edits that will read the trajectory
+    steps: int = 25,  # timesteps of the edits that will read the trajectory
     inversion_steps: int | None = None,  # finer inversion; None: as many as `steps`
     block_size: int = 8,  # frames at a time
     store: Store | None = None,  # None: the default cache
@@ -208,7 +208,7 @@ def inverting(
     model: Model,
     clip: Clip,
     prompt: str = "",
-    steps: int = 50,
+    steps: int = 25,
     inversion_steps: int | None = None,
     block_size: int = 8,
     store: Store | None = None,

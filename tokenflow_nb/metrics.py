@@ -11,19 +11,21 @@ __all__ = ['Features', 'Measure', 'as_pair', 'warp_error', 'consistency_recovere
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from .clip import Clip, ClipError, as_clip
 from .flow import Flow, warp
 from .model import TOY_FOLDER
 from .store import digest
 from .toy.world import MATERIALS, Scene, Truth
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 # %% ../nbs/10_metrics.ipynb #0707ade1
 class Measure(float):
@@ -167,9 +169,9 @@ class ClipJudge:
     "A CLIP model that compares pictures with sentences."
 
     checkpoint: str
-    model: CLIPModel = field(repr=False)
-    tokenizer: CLIPTokenizer = field(repr=False)
-    processor: CLIPImageProcessor = field(repr=False)
+    model: "CLIPModel" = field(repr=False)
+    tokenizer: "CLIPTokenizer" = field(repr=False)
+    processor: "CLIPImageProcessor" = field(repr=False)
     _seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(repr=False, default_factory=dict)
 
     @classmethod
@@ -179,9 +181,13 @@ class ClipJudge:
         device: str = "cpu",
     ) -> "ClipJudge":
         "A judge in float32. Only safetensors are read."
+        import transformers  # takes seconds
+
         place = TOY_FOLDER / "clip_model" if checkpoint == "toy" else checkpoint
-        model = CLIPModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True).to(device).eval()
-        return cls(str(checkpoint), model, CLIPTokenizer.from_pretrained(place), CLIPImageProcessor.from_pretrained(place))
+        # pillow's resampling, whether torchvision is there or not; older versions have no other under the plain name
+        processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+        model = transformers.CLIPModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True).to(device).eval()
+        return cls(str(checkpoint), model, transformers.CLIPTokenizer.from_pretrained(place), processor.from_pretrained(place))
 
     @property
     def logit_scale(self) -> float:

@@ -18,11 +18,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+
+if TYPE_CHECKING:  # they take seconds to import: whoever loads a model waits for them, nobody else
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 # %% ../nbs/02_model.ipynb #53bb257d
 class ModelError(ValueError):
@@ -91,11 +94,13 @@ class NoiseSchedule:
     "The noise levels of a scheduler configuration, in float32."
 
     config: dict  # as in `scheduler/scheduler_config.json`
-    scheduler: DDIMScheduler = field(repr=False, compare=False, default=None)
+    scheduler: "DDIMScheduler" = field(repr=False, compare=False, default=None)
 
     def __post_init__(self):
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise ModelError(f"prediction_type={self.prediction_type!r} is not supported: epsilon or v_prediction is")
+        from diffusers import DDIMScheduler
+
         object.__setattr__(self, "scheduler", DDIMScheduler.from_config(self.config))
 
     @property
@@ -185,10 +190,10 @@ class Blocks:
 class Model:
     "A text-to-image diffusion model, taken apart: UNet, VAE, text encoder, tokenizer, noise schedule."
 
-    unet: UNet2DConditionModel = field(repr=False)
-    vae: AutoencoderKL = field(repr=False)
-    text_encoder: CLIPTextModel = field(repr=False)
-    tokenizer: CLIPTokenizer = field(repr=False)
+    unet: "UNet2DConditionModel" = field(repr=False)
+    vae: "AutoencoderKL" = field(repr=False)
+    text_encoder: "CLIPTextModel" = field(repr=False)
+    tokenizer: "CLIPTokenizer" = field(repr=False)
     schedule: NoiseSchedule = field(repr=False)
     name: str = "model"
     guidance_scale: float = 7.5  # the default for this model
@@ -286,6 +291,9 @@ def _candidates(name: str) -> tuple[str, ...]:
 
 # %% ../nbs/02_model.ipynb #3dd5810a
 def _load_parts(place: str, device: torch.device, dtype: torch.dtype) -> dict:
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
     variants = ("fp16", None) if dtype != torch.float32 and not Path(place).is_dir() else (None,)
     if Path(place).is_dir() and not (Path(place) / "model_index.json").exists():
         raise ModelError(f"model={place!r} is a folder without model_index.json: give the folder that diffusers' save_pretrained wrote")

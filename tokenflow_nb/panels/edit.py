@@ -194,7 +194,7 @@ class EditState(traitlets.HasTraits):
     pnp_attn_t = traitlets.Float(0.5, help="Plug-and-play: fraction of the steps with injected queries and keys.")
     strength = traitlets.Float(0.7, help="SDEdit: fraction of the steps that is run.")
     guidance_scale = traitlets.Float(None, allow_none=True, help="None: the model's own default.")
-    num_inference_steps = traitlets.Int(50, help="Denoising steps.")
+    num_inference_steps = traitlets.Int(25, help="Denoising steps.")
     keyframe_interval = traitlets.Int(8, help="A keyframe is drawn in every so many frames; at most the frames of the clip.")
     seed = traitlets.Int(0, help="Of the keyframe draws.")
     source = traitlets.Instance(Source, allow_none=True, help="What is edited; None: nothing yet.")
