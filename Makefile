@@ -38,13 +38,13 @@ demo: setup ## edit the built-in clip; results in demo/
 FRESH := scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	export HF_HUB_OFFLINE=1 HF_HOME="$$scratch/hf" TOKENFLOW_HOME="$$scratch/cache" IPYTHONDIR="$$scratch/ipython" JUPYTER_RUNTIME_DIR="$$scratch/runtime"
 
-# Two notebooks at a time with one thread each, then pytest with both cores.
+# Two notebooks at a time with one thread each, then two files of tests at a time.
 test: setup ## what CI runs: export is clean, notebooks, tutorials, pytest, Colab's versions
 	@$(BIN)/python .ci/check_export.py
 	@$(FRESH) && \
 	echo 'Notebooks' && OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|tutorials$$)' && \
 	echo 'Tutorials' && $(BIN)/python .ci/run_tutorials.py --check && \
-	echo 'pytest' && OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+	echo 'pytest' && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	@$(MAKE) --no-print-directory test-colab
 
 # Environments with other versions than .venv; what that is, .ci/environment.py says. Plugins of pytest that the packages of .venv

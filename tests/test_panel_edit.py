@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 
+from tokenflow_nb import probe
 from tokenflow_nb.clip import read_clip, write_clip
 from tokenflow_nb.edit import Edit, edit_video
 from tokenflow_nb.panels import EditPanel
@@ -262,6 +263,40 @@ def test_words_that_the_model_does_not_read_are_told(make):
     assert state.note == ""
 
 
+def test_the_outlook_follows_the_settings(make, monkeypatch):
+    monkeypatch.setattr(probe, "_PROBES", {})
+    state = make(num_inference_steps=10, keyframe_interval=2)
+    assert state.outlook == f"{10 + 10 * 3 * 1.5:.0f} evaluations a frame, {FRAMES * 55} in all · 213 kB of disk"
+    state.num_inference_steps = 2
+    assert state.outlook.startswith("11 evaluations a frame, 44 in all")
+    state.guidance_scale = 1.0
+    assert state.outlook.startswith("8 evaluations")
+    for name, value in dict(keyframe_interval=0, method="pn", guidance_scale=-1.0).items():
+        before = getattr(state, name)
+        setattr(state, name, value)
+        assert state.outlook == ""
+        setattr(state, name, before)
+    state.prompt = ""
+    assert state.outlook.startswith("8 evaluations")
+    assert state.error == ""
+
+
+def test_the_first_render_teaches_the_outlook_its_minutes(make, monkeypatch):
+    monkeypatch.setattr(probe, "_PROBES", {})
+    state = make()
+    assert "about" not in state.outlook
+    state.render()
+    assert "about" in state.outlook and "on cpu" in state.outlook
+    state.num_inference_steps = 100
+    assert "about" in state.outlook
+
+
+def test_nothing_is_loaded_for_an_outlook(clip, monkeypatch):
+    monkeypatch.setattr("tokenflow_nb.panels.edit.load_model", lambda name: pytest.fail("a model was loaded"))
+    state = EditState(clip, prompt="a star", model="sd1.5", num_inference_steps=2)
+    assert state.outlook.startswith("10 evaluations a frame") and EditState(model="sd1.5").outlook == ""
+
+
 def test_two_clicks_on_run(clip, options, tmp_path, monkeypatch):
     state, running, go = EditState(clip, store=Store(tmp_path), **options), threading.Event(), threading.Event()
     once = Edit.step
@@ -354,6 +389,14 @@ def test_widgets_and_state_follow_each_other(panel, model):
     labelled(panel, "Model").value = "sd1.5"
     panel.state.guidance_scale = None
     assert labelled(panel, "Guidance").value == 7.5
+
+
+def test_the_outlook_is_shown(panel):
+    assert panel.state.outlook and panel.state.outlook.split(" · ")[0] in panel.outlook.value
+    panel.state.num_inference_steps = 17
+    assert panel.state.outlook.split(" · ")[0] in panel.outlook.value
+    panel.state.keyframe_interval = 0
+    assert panel.outlook.value == ""
 
 
 def test_thresholds_are_those_of_the_method(panel):

@@ -163,6 +163,7 @@ def installed(
     unet: "UNet2DConditionModel",
     context: Context,
     features: tuple[str, ...] = (),  # convolutions that an editor may inject
+    processor: type[TokenFlowAttention] = TokenFlowAttention,  # how a self-attention is computed
 ) -> Iterator[Context]:
     "TokenFlow's processors and hooks in a UNet, for the length of a `with` block. Raises `ValueError` for unknown feature layers."
     layers, modules = self_attentions(unet), dict(unet.named_modules())
@@ -172,7 +173,7 @@ def installed(
     hooks = []
     try:
         for name, layer in layers.items():
-            layer.set_processor(TokenFlowAttention(name, context))
+            layer.set_processor(processor(name, context))
         hooks = [modules[name].register_forward_hook(_FeatureHook(name, context)) for name in features]
         yield context
     finally:

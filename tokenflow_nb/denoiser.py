@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .attention import Context, Injection, installed
+from .attention import Context, Injection, TokenFlowAttention, installed
 from .guidance import Editor
 from .inversion import Trajectory
 from .keyframes import joint_groups
@@ -60,6 +60,7 @@ class Denoiser:
     record: "SourceRecord | None" = None  # of the source branch in the frame pass; None: it runs
     branches: tuple[str, ...] = ()  # of both passes; empty: as guidance needs them
     apart: bool = False  # branches one after the other: set when together they do not fit
+    processor: type[TokenFlowAttention] = TokenFlowAttention  # how self-attention is computed
     context: Context | None = field(default=None, init=False, repr=False)  # of the pass under way
 
     def __post_init__(self):
@@ -87,7 +88,7 @@ class Denoiser:
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         "Rows and their guided noise, from the first frame to the last."
         count = len(latents)
-        with installed(self.model.unet, Context(injection=injection), self.model.backbone.features) as context:
+        with installed(self.model.unet, Context(injection=injection), self.model.backbone.features, self.processor) as context:
             self.context = context
             if self.rule == "joint":
                 context.watch = watch

@@ -31,7 +31,9 @@ from .denoiser import WITHOUT_PROPAGATION, Conditioning, Denoiser
 from .guidance import Editor, make_editor, remeasured_start
 from .inversion import Trajectory, check_finite, find_correction, invert
 from .keyframes import intervals, joint_groups, keyframe_table
+from .memory import PeakMemory
 from .model import Blocks, Model, ddim_move, load_model, predicted_clean
+from .planner import Forecast, finite, plan
 from .propagation import RULES
 from .source import SourceRecord, record_source
 from .store import Draft, Store, digest
@@ -362,6 +364,8 @@ class EditResult:
     timings: dict[str, float]  # seconds by stage
     resumed_at: int = 0  # the step at which the work of an earlier, interrupted run was taken up
     metrics: dict[str, float] = field(default_factory=dict)
+    forecast: Forecast | None = None  # what was expected of it
+    memory: float | None = None  # bytes above the loaded model, at the peak
 
     @classmethod
     def of(cls, edit: Edit, edited: Clip, timings: dict[str, float], resumed_at: int = 0) -> "EditResult":
@@ -384,6 +388,7 @@ class EditResult:
         clip |= dict(size=list(self.source.size), fit=str(self.source.fit or "unchanged"), edited_size=list(self.edited.size))
         return dict(
             config=asdict(self.config), model=self.model, clip=clip, timings=self.timings, resumed_at=self.resumed_at, metrics=self.metrics,
+            forecast=self.forecast and self.forecast.record(), memory=finite(self.memory),
             versions=packages | dict(tokenflow_nb=__version__, python=platform.python_version()), machine=platform.machine(),
         )
 
@@ -458,6 +463,9 @@ def edit_video(
     if progress:
         tqdm.write(f"{clip!r} · {clip.fit or 'size unchanged'} · {model.name} on {model.device}, {str(model.dtype).removeprefix('torch.')}")
     timings["load"] = clock()
+    forecast, memory = _forecast(model, clip, settings, progress), PeakMemory(model.device)
+    if forecast:
+        timings["plan"] = clock()
     trajectory = invert_for(model, clip, settings, store, progress)
     timings["invert"] = clock()
     edit = Edit(model, trajectory, settings, clip, keep_history=False)
@@ -470,10 +478,19 @@ def edit_video(
     if restore_size and clip.fit:
         edited = restore_clip(edited, clip.fit, whole)
     timings["decode"] = clock()
-    result = EditResult.of(edit, edited, timings, resumed_at)
+    result = replace(EditResult.of(edit, edited, timings, resumed_at), forecast=forecast, memory=memory.bytes)
     if target is not None:
         result.save(target)
     return result
+
+
+def _forecast(model: Model, clip: Clip, settings: EditConfig, progress: bool) -> Forecast | None:
+    "What the edit will need, printed; None where nobody looks."
+    if not progress:
+        return None
+    forecast = plan(clip, settings, model)
+    tqdm.write("\n".join([forecast.line, *forecast.warnings]))
+    return forecast
 
 
 class _Clock:

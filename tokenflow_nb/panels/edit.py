@@ -26,8 +26,11 @@ from ..inversion import Trajectory, invert, inverting
 from ..keyframes import intervals
 from ..model import MODELS, Model, load_model
 from .base import Busy, Code, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words, progress_bar
+from ..planner import forecast
+from ..probe import known_probe, learn
 from ..store import Store, cache_home, digest
 from ..toy.world import Scene
+from ..work import count_work
 
 # %% ../../nbs/panels/03_edit.ipynb #32730c2a
 @dataclass(frozen=True, eq=False)
@@ -203,6 +206,7 @@ class EditState(traitlets.HasTraits):
     rendered = traitlets.Instance(EditResult, allow_none=True, help="The last rendered clip.")
     code = traitlets.Unicode("", help="A cell that makes the rendered clip again.")
     note = traitlets.Unicode("", help="What a person should know of the last result.")
+    outlook = traitlets.Unicode("", help="What a render with these settings will cost, as far as is known; empty while they are not usable.")
     error = traitlets.Unicode("", help="What went wrong, in words; empty when nothing did.")
 
     def __init__(
@@ -223,6 +227,8 @@ class EditState(traitlets.HasTraits):
         self._loaded, self._runs, self._fitted, self._closed = self.given, {}, {}, False
         if source is not None:
             self._try(lambda: self._take(source if isinstance(source, Source) else open_source(source)))
+        self.observe(self._foresee, [*SETTINGS, "model", "source"])
+        self._foresee()
 
     @property
     def guidance_default(self) -> float:
@@ -231,9 +237,9 @@ class EditState(traitlets.HasTraits):
             return self.given.guidance_scale
         return MODELS[self.model].guidance_scale if self.model in MODELS else 7.5
 
-    def config(self) -> EditConfig:
-        "The settings, checked. Raises `ValueError` in words."
-        wanted = {name: getattr(self, name) for name in SETTINGS}
+    def config(self, **instead: Any) -> EditConfig:
+        "The settings, checked, with others in place of some. Raises `ValueError` in words."
+        wanted = {name: getattr(self, name) for name in SETTINGS} | instead
         others = {name for kind in EDITORS.values() for name in kind.__dataclass_fields__}
         others -= set(EDITORS[self.method].__dataclass_fields__) if self.method in EDITORS else set()
         if self.source is not None:
@@ -270,6 +276,24 @@ class EditState(traitlets.HasTraits):
             self._free()
 
     # ---- how it is done
+
+    def _foresee(self, _: Any = None) -> None:
+        try:
+            self.outlook = self._foreseen()
+        except ValueError:  # settings that a start will refuse, with the reason
+            self.outlook = ""
+
+    def _foreseen(self) -> str:
+        "What a render will cost: evaluations always, time after the first render of this size. Nothing is loaded or measured for it."
+        if self.source is None:
+            return ""
+        clip, scale = self.source.clip, self.guidance_default if self.guidance_scale is None else self.guidance_scale
+        config, model = self.config(prompt=self.prompt or "?", guidance_scale=scale), self._loaded
+        if model is None or model.name != self.model:
+            total = count_work(len(clip), config, scale != 1).total
+            return f"{total / len(clip):.0f} evaluations a frame, {total:,} in all"
+        size = default_size(model, clip)
+        return forecast(len(clip), size, config, model, known_probe(model, size, config, len(clip))).line
 
     def _begin(self, task: str, work: Callable[[EditConfig, Event], None]) -> None:
         "Starts work with the settings as they are now. What is wrong with them is said before any work."
@@ -378,6 +402,8 @@ class EditState(traitlets.HasTraits):
         if result := self._result("render", config, stop):
             self.code = edit_code(source, config, model)
             self.rendered = result
+            learn(self._loaded, result.source.size, config, len(result.source), result.timings)
+            self._foresee()
 
 
 SETTINGS = (
@@ -512,18 +538,20 @@ class EditPanel(Panel):
         state = EditState(source, **settings)
         self.strip = Strip(label="Previewed keyframes", height=128)
         self.player = Player(wipe=True, names=["source", "edited"])
-        self.code, self.note = Code(), Note()
+        self.code, self.note, self.outlook = Code(), Note(), Note()
         wide = dict(placeholder="a gold star on grass")
         super().__init__(state, [
             *([_chooser(state)] if source is None else [Note(repr(state.source.clip) if state.source else "")]),
             _bound(state, "source_prompt", _field(ipywidgets.Text, "Source prompt", _tell("source_prompt"), placeholder="a blue star on grass")),
             _bound(state, "prompt", _field(ipywidgets.Text, "Prompt", _tell("prompt"), **wide)),
             _settings(state),
+            self.outlook,
             self._buttons(state),
             progress_bar(state.progress),
             self.note, self.strip, self.player, self.code,
         ], "edit")
-        for name, show in dict(previewed=self._preview, rendered=self._result, code=self._code, note=self._say).items():
+        shown = dict(previewed=self._preview, rendered=self._result, code=self._code, note=self._say, outlook=self._foretell)
+        for name, show in shown.items():
             state.observe(show, name)
             show()
 
@@ -562,3 +590,6 @@ class EditPanel(Panel):
 
     def _say(self, _=None) -> None:
         self.note.say(self.state.note)
+
+    def _foretell(self, _=None) -> None:
+        self.outlook.say(self.state.outlook)

@@ -1,0 +1,145 @@
+"The benchmark: its slow path computes what the fast one does, its counts are those of the planner, its table says what was measured."
+
+import csv
+import json
+
+import pytest
+import torch
+
+from tokenflow_nb import cli
+from tokenflow_nb.attention import TokenFlowAttention
+from tokenflow_nb.bench import PRESETS, Bench, Preset, Subject, bench, operations, rendered, run_job, sd_subjects, table
+from tokenflow_nb.edit import Edit, EditConfig
+from tokenflow_nb.inversion import invert
+from tokenflow_nb.toy.evaluate import EditCase
+from tokenflow_nb.toy.world import Scene
+from tokenflow_nb.untrained import RandomModel, random_model
+from tokenflow_nb.work import count_work
+from tokenflow_nb.written_out import WrittenOutAttention
+
+SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3))
+TINY = dict(  # SD 2.1 with thin layers: the same blocks, names and heads
+    unet=dict(sample_size=8, block_out_channels=(32, 64, 64, 64), attention_head_dim=(1, 2, 2, 2), cross_attention_dim=32, use_linear_projection=True),
+    vae=dict(
+        sample_size=64, block_out_channels=(32, 32, 32, 32), layers_per_block=1, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def subject(model):
+    case = EditCase(SCENE, "gold")
+    return Subject("a star", model, lambda frames: rendered(SCENE, (64, 64), frames), SCENE.caption, case.ideal.caption, case)
+
+
+@pytest.mark.parametrize("rule, interval, block", [("published", 2, 2), ("published", 3, 4), ("paper", 2, 3)])
+@pytest.mark.parametrize("step", [0, 3])  # with injected queries and keys, and without
+def test_written_out_is_the_same_noise(model, store, rule, interval, block, step):
+    trajectory = invert(model, SCENE.render(6, size=64), SCENE.caption, steps=4, store=store, progress=False)
+    config = EditConfig("a gold star", num_inference_steps=4, keyframe_interval=interval, rule=rule, block_size=block)
+    edit = Edit(model, trajectory, config)
+    edit.index = step
+    plain = edit.noise()
+    edit.denoiser.processor = WrittenOutAttention
+    assert torch.allclose(edit.noise(), plain, atol=2e-3) and not torch.equal(edit.noise(), plain)
+    assert not any(isinstance(module, TokenFlowAttention) for module in (layer.processor for layer in model.unet.modules() if hasattr(layer, "to_q")))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_job_takes_the_rows_that_are_counted(subject, preset):
+    changes = dict(num_inference_steps=2) | (dict(inversion_steps=4) if preset == "published" else {})
+    run = run_job(subject, PRESETS[preset], 4, **changes)
+    config = PRESETS[preset].config("a star", **changes)
+    film = 4 * 4 if preset == "published" else 0
+    assert run.rows == count_work(4, config, visited=config.inversion_steps).total + film
+    assert set(run.seconds) == {"invert", "edit", "decode"} | ({"film"} if film else set())
+    assert len(run.edited) == 4 and run.memory > 0
+
+
+def test_published_is_what_people_ran(subject):
+    config = PRESETS["published"].config("a star", "a circle")
+    assert config == EditConfig.published("a star", source_prompt="a circle") and config.inversion_steps == 500
+    work = count_work(24, config, visited=500)
+    assert (work.total + 500 * 24) / 24 == 1168.75  # METHOD, section 5
+
+
+def test_a_recorded_source_is_a_stage(subject):
+    run = run_job(subject, Preset("recorded", dict(source_branch="recorded", num_inference_steps=2)), 3)
+    assert set(run.seconds) == {"invert", "record", "edit", "decode"} and min(run.seconds.values()) > 0
+
+
+def test_operations_are_those_of_the_rows(subject):
+    half, whole = (operations(subject, PRESETS["default"], 8, num_inference_steps=steps) for steps in (4, 8))
+    fixed = 2 * half - whole  # encoding and decoding
+    assert 0 < fixed < half and operations(subject, PRESETS["published"], 8) > 4 * operations(subject, PRESETS["default"], 8)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return bench(presets=["default", "draft"], frames=3, lengths=(2, 4), steps=2, growth_steps=2, resolution=(64, 64))
+
+
+def test_the_table_has_a_row_for_each_preset(found):
+    lines = table(found.lines).splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| default | 3 |") and "warp error" in lines[0] and "film" not in lines[0]
+    assert len({line.count("|") for line in lines}) == 1 and "nan" not in str(found)
+    assert [run.frames for run in found.runs] == [2, 4]
+
+
+def test_what_is_saved_can_be_read(found, tmp_path):
+    names = [path.name for path in found.save(tmp_path / "new" / "folder")]
+    assert names == ["bench.md", "bench.csv", "bench.json", "growth.png"]
+    read = json.loads((tmp_path / "new/folder/bench.json").read_text())
+    assert [row["preset"] for row in read["presets"]] == ["default", "draft"] and read["clock"] == "wall" and len(read["growth"]) == 2
+    with (tmp_path / "new/folder/bench.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[0]["evaluations_a_frame"]) == found.lines[0].evaluations
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (dict(size="xl"), "sizes are toy and sd"), (dict(presets=["fast"]), "default, draft, fifty, published"), (dict(clock="sun"), "wall and cpu"),
+    (dict(lengths=(0,)), "at least 2"), (dict(frames=1), "at least 2"),
+])
+def test_bad_questions_are_refused_before_any_work(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        bench(**wrong)
+
+
+def test_a_preset_that_does_not_fit_is_told(monkeypatch):
+    def full(*arguments, **named):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("tokenflow_nb.bench.bench_preset", full)
+    told = bench(presets=["published"], frames=2, lengths=(), resolution=(64, 64))
+    assert isinstance(told, Bench) and told.failed == ("published: out of memory with 2 frames",) and "out of memory" in str(told)
+
+
+def test_random_weights_are_the_same_each_time_and_cost_no_random_number():
+    state = torch.random.get_rng_state()
+    first, second = random_model(**TINY, device="cpu"), random_model(**TINY, device="cpu")
+    assert first.digest == second.digest and torch.equal(first.embed("a star"), second.embed("a star"))
+    assert not torch.equal(first.embed("a star"), first.embed("a circle")) and torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_random_model_is_edited_like_any_other():
+    model = random_model(**TINY, device="cpu")
+    subject = Subject("random", model, lambda frames: rendered(SCENE, (64, 64), frames), "a", "b")
+    run = run_job(subject, PRESETS["default"], 4, num_inference_steps=2)
+    assert isinstance(model, RandomModel) and model.multiple == 32 and run.edited.size == (64, 64)
+
+
+@pytest.mark.slow
+def test_stable_diffusions_size_runs():
+    assert sd_subjects((64, 64))[0].model.unet.num_parameters() == 865_910_724
+    found = bench("sd", frames=2, lengths=(), steps=2, resolution=(64, 64))
+    assert [line.preset for line in found.lines] == ["default", "draft", "fifty", "published"] and "warp" not in str(found)
+
+
+def test_the_command_writes_the_folder(capsys, tmp_path):
+    out = tmp_path / "bench"
+    command = ["bench", "--presets", "default", "--frames", "2", "--lengths", "", "--steps", "2", "--resolution", "64", "--quiet", "--out", str(out)]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    assert "| default | 2 |" in said and "bench.csv" in said and (out / "bench.md").is_file() and not (out / "growth.png").exists()
+    assert cli.main(["bench", "--presets", "quick", "--lengths", ""]) == 1 and "presets are" in capsys.readouterr().err
