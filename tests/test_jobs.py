@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokenflow_nb import jobs
+from tokenflow_nb import jobs, workers
 from tokenflow_nb.clip import write_clip
 from tokenflow_nb.edit import edit_video
 from tokenflow_nb.jobs import EditJob, JobError, JobsFailed, LocalExecutor, Outcome, Outcomes, RayExecutor, WorkerLost, edit_many
@@ -389,7 +389,8 @@ def cluster(monkeypatch, tmp_path):
     "A Ray cluster of two CPUs on this machine, whose token is not written into the user's home."
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tokenflow_nb[ray]'")
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in workers._RAY.items():
+        monkeypatch.setenv(name, value)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
     yield ray
     ray.shutdown()

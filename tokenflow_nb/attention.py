@@ -63,6 +63,7 @@ class Context:
     source: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)  # by layer, of this pass
     frames: Sequence[int] = ()  # the frames of the clip that each branch holds
     watch: Callable[[str, str, dict[str, torch.Tensor], Sequence[int]], None] | None = None  # is shown what passes
+    gather: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]] | None = None  # keyframe pass: makes keys and values those of all shards
 
     def show(self, layer: str, side: str, rows: dict[str, torch.Tensor]):
         "Lets `watch` see the `input` or `output` of a layer by branch, and which frames the rows are."
@@ -109,7 +110,10 @@ class TokenFlowAttention:
                 if branch == "source":
                     context.source[self.layer] = (query, key)
                 query, key = context.source[self.layer]
-            attention = joint_attention if context.joint and branch != "source" else frame_attention
+            joint = context.joint and branch != "source"
+            if joint and context.gather:
+                key, value = context.gather(key, value)
+            attention = joint_attention if joint else frame_attention
             outputs[branch] = attn.to_out[0](attention(query, key, value, attn.heads))
         if context.joint:
             self._keep(tokens, outputs)

@@ -98,15 +98,24 @@ class Denoiser:
                 context.watch = watch
                 yield from self._frame_pass(context, latents, timestep, range(count))
                 return
-            plan, start = make_plan(self.rule, count, keyframes, self.interval), 0
-            for group in joint_groups(len(keyframes), self.max_joint_keyframes):
-                context.plan = context.watch = None
-                self._together(context, latents, timestep, keyframes[group.everybody].tolist())
-                base = min(group.members.start, plan.oldest(start))
-                context.keep(group.rows, group.members.start - base)
-                context.watch, stop = watch, plan.ready(group.members.stop)
-                yield from self._frame_pass(context, latents, timestep, range(start, stop), plan.counted_from(base))
-                start = stop
+            plan = make_plan(self.rule, count, keyframes, self.interval)
+            yield from self._by_groups(context, latents, timestep, keyframes, plan, watch)
+
+    def _by_groups(
+        self, context: Context, latents: torch.Tensor, timestep: int, keyframes: torch.Tensor, plan: Plan, watch: Callable | None
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        "Rows and noise of the plan's frames: those that a group of keyframes suffices for, then the next group."
+        start = 0
+        for group in joint_groups(len(keyframes), self.max_joint_keyframes):
+            if start == len(plan) or group.members.stop <= plan.oldest(start):
+                continue  # no frame draws on it: the plan is a part of the clip's
+            context.plan = context.watch = None
+            self._together(context, latents, timestep, keyframes[group.everybody].tolist())
+            base = min(group.members.start, plan.oldest(start))
+            context.keep(group.rows, group.members.start - base)
+            context.watch, stop = watch, plan.ready(group.members.stop)
+            yield from self._frame_pass(context, latents, timestep, range(start, stop), plan.counted_from(base))
+            start = stop
 
     def _frame_pass(
         self, context: Context, latents: torch.Tensor, timestep: int, frames: range, plan: Plan | None = None
@@ -129,13 +138,17 @@ class Denoiser:
         try:
             noise = self._guided(context, latents, timestep, frames)
         except (RuntimeError, MemoryError) as error:
-            if self.apart or not out_of_memory(error):
+            if self.apart or context.gather or not out_of_memory(error):  # other shards would not make the calls of a second try
                 raise
             self.apart = True
             warnings.warn(f"out of memory with {len(frames)} keyframes in three branches: going on with one branch at a time", stacklevel=2)
             noise = self._guided(context, latents, timestep, frames)
         context.joint = False
         return noise
+
+    def _rows(self, branch: str, latents: torch.Tensor, timestep: int, frames: list[int]) -> torch.Tensor:
+        "Noisy latents of some frames, as a branch sees them."
+        return self.trajectory.at(timestep, frames) if branch == "source" else latents[frames]
 
     @torch.no_grad()
     def _guided(self, context: Context, latents: torch.Tensor, timestep: int, frames: list[int]) -> torch.Tensor:
@@ -145,9 +158,7 @@ class Denoiser:
             context.source = self.record.at(timestep, frames, self.model.device)
             branches = tuple(branch for branch in branches if branch != "source")
         for context.branches in [(branch,) for branch in branches] if self.apart else [branches]:
-            rows = {branch: latents[frames] for branch in context.branches}
-            if "source" in rows:
-                rows["source"] = self.trajectory.at(timestep, frames)
+            rows = {branch: self._rows(branch, latents, timestep, frames) for branch in context.branches}
             embeds = {branch: getattr(self.conditioning, branch).expand(len(frames), -1, -1) for branch in rows}
             extra = self.editor.unet_kwargs(self.model, frames, context.branches)
             noise |= context.split(self.model.predict(context.join(rows), timestep, context.join(embeds), **extra))

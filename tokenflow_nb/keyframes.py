@@ -50,8 +50,8 @@ def frame_attention(
 
 def joint_attention(
     query: torch.Tensor,  # (f, s, c): f keyframes of s tokens
-    key: torch.Tensor,  # (f, s, c)
-    value: torch.Tensor,  # (f, s, c)
+    key: torch.Tensor,  # (k, s, c): of the same keyframes, or of these and others
+    value: torch.Tensor,  # (k, s, c)
     heads: int,
 ) -> torch.Tensor:
     "Attention of each keyframe to the tokens of all keyframes, `(f, s, c)` (paper, eq. 3)."

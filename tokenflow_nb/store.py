@@ -417,21 +417,27 @@ class Store:
         self.root = cache_home() if root is None else Path(root).expanduser()
 
     @contextmanager
-    def writing(self, key: str, meta: dict[str, Any] | None = None) -> Iterator[Writer]:
-        "A `Writer` for a new entry, which appears when the block ends, and not at all when it raises."
-        _check_name("key", key)
-        manifest = _new_manifest(key, meta)
+    def scratch(self) -> Iterator[Path]:
+        "An empty folder on the cache's disk, gone when the block ends; if the process is killed, when the next one writes."
         with _explained(self.root):
             _clean(self.root)
             folder = self.root / _scratch_name()
             folder.mkdir(parents=True)
         try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def writing(self, key: str, meta: dict[str, Any] | None = None) -> Iterator[Writer]:
+        "A `Writer` for a new entry, which appears when the block ends, and not at all when it raises."
+        _check_name("key", key)
+        manifest = _new_manifest(key, meta)
+        with self.scratch() as folder:
             writer = Writer(self.root, folder)
             yield writer
             with _explained(self.root):
                 _publish(folder, manifest | {"files": writer.files}, self.root / key)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def drafting(self, key: str, meta: dict[str, Any] | None = None) -> Iterator["Draft"]:
