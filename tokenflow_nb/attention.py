@@ -41,13 +41,12 @@ class KeyframeTokens:
             return self
         return KeyframeTokens(self.keys[rows].clone(), {branch: output[rows].clone() for branch, output in self.outputs.items()})
 
-    def after(self, earlier: "KeyframeTokens | None", carried: int) -> "KeyframeTokens":
-        "Those of the last `carried` earlier keyframes, then these."
-        if earlier is None or carried == 0:
+    def after(self, earlier: "KeyframeTokens | None") -> "KeyframeTokens":
+        "Those of earlier keyframes, if there are any, then these."
+        if earlier is None:
             return self
-        last = earlier.rows(slice(-carried, None))
-        outputs = {branch: torch.cat([last.outputs[branch], output]) for branch, output in self.outputs.items()}
-        return KeyframeTokens(torch.cat([last.keys, self.keys]), outputs)
+        outputs = {branch: torch.cat([earlier.outputs[branch], output]) for branch, output in self.outputs.items()}
+        return KeyframeTokens(torch.cat([earlier.keys, self.keys]), outputs)
 
 
 @dataclass
@@ -79,10 +78,14 @@ class Context:
     def join(self, rows: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([rows[branch] for branch in self.branches])
 
-    def keep(self, members: slice, carried: int):
-        "Ends a keyframe pass: the frame pass finds the last `carried` keyframes of before, then these rows of the pass."
+    def carry(self, count: int):
+        "Before another keyframe pass: forgets all kept keyframes but the last `count`."
+        self.keyframes = {layer: tokens.rows(slice(-count, None)) for layer, tokens in self.keyframes.items()} if count else {}
+
+    def keep(self, members: slice):
+        "Ends a keyframe pass: the frame pass finds the keyframes that were carried, then these rows of the pass."
         for layer, tokens in self.fresh.items():
-            self.keyframes[layer] = tokens.rows(members).after(self.keyframes.get(layer), carried)
+            self.keyframes[layer] = tokens.rows(members).after(self.keyframes.get(layer))
         self.fresh, self.source = {}, {}
 
 # %% ../nbs/06_attention.ipynb #a27f9a42

@@ -109,10 +109,11 @@ class Denoiser:
         for group in joint_groups(len(keyframes), self.max_joint_keyframes):
             if start == len(plan) or group.members.stop <= plan.oldest(start):
                 continue  # no frame draws on it: the plan is a part of the clip's
+            base = min(group.members.start, plan.oldest(start))
+            context.carry(group.members.start - base)
             context.plan = context.watch = None
             self._together(context, latents, timestep, keyframes[group.everybody].tolist())
-            base = min(group.members.start, plan.oldest(start))
-            context.keep(group.rows, group.members.start - base)
+            context.keep(group.rows)
             context.watch, stop = watch, plan.ready(group.members.stop)
             yield from self._frame_pass(context, latents, timestep, range(start, stop), plan.counted_from(base))
             start = stop

@@ -130,8 +130,8 @@ class Ranks:
         with _asking_others():
             for call in dist.batch_isend_irecv(calls) if calls else ():
                 call.wait()
-        tokens = {layer: own.after(before.get(layer), 1) for layer, own in tokens.items()}
-        return {layer: after[layer].after(own, len(own.keys)) if after else own for layer, own in tokens.items()}
+        tokens = {layer: own.after(before.get(layer)) for layer, own in tokens.items()}
+        return {layer: after[layer].after(own) if after else own for layer, own in tokens.items()}
 
     def _swap(self, tokens: dict[str, KeyframeTokens], other: int, edge: slice, calls: list) -> dict[str, KeyframeTokens]:
         "Adds the calls that give the tokens at an edge to another process; where its own will be. Empty if there is no such process."
@@ -199,7 +199,7 @@ class ShardDenoiser(Denoiser):
             context.gather = self.ranks.gather
             self._together(context, latents, timestep, own)
             context.fresh = self.ranks.with_neighbours(context.fresh)
-            context.keep(slice(None), 0)
+            context.keep(slice(None))
             context.watch = watch
             yield from self._frame_pass(context, latents, timestep, range(len(latents)), plan.counted_from(self.ranks.within_reach.start))
 
