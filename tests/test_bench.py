@@ -13,7 +13,7 @@ from tokenflow_nb.edit import Edit, EditConfig
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.toy.evaluate import EditCase
 from tokenflow_nb.toy.world import Scene
-from tokenflow_nb.untrained import RandomModel, random_model
+from tokenflow_nb.untrained import _Untrained, random_model
 from tokenflow_nb.work import count_work
 from tokenflow_nb.written_out import WrittenOutAttention
 
@@ -126,7 +126,7 @@ def test_a_random_model_is_edited_like_any_other():
     model = random_model(**TINY, device="cpu")
     subject = Subject("random", model, lambda frames: rendered(SCENE, (64, 64), frames), "a", "b")
     run = run_job(subject, PRESETS["default"], 4, num_inference_steps=2)
-    assert isinstance(model, RandomModel) and model.multiple == 32 and run.edited.size == (64, 64)
+    assert isinstance(model, _Untrained) and model.multiple == 32 and run.edited.size == (64, 64)
 
 
 @pytest.mark.slow
