@@ -113,14 +113,19 @@ class TokenFlowAttention:
                 if branch == "source":
                     context.source[self.layer] = (query, key)
                 query, key = context.source[self.layer]
-            joint = context.joint and branch != "source"
-            if joint and context.gather:
-                key, value = context.gather(key, value)
-            attention = joint_attention if joint else frame_attention
-            outputs[branch] = attn.to_out[0](attention(query, key, value, attn.heads))
+            mix = self._mix_jointly if context.joint and branch != "source" else self._mix
+            outputs[branch] = attn.to_out[0](mix(query, key, value, attn.heads))
         if context.joint:
             self._keep(tokens, outputs)
         return outputs
+
+    def _mix(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+        return frame_attention(query, key, value, heads)
+
+    def _mix_jointly(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+        if self.context.gather:
+            key, value = self.context.gather(key, value)
+        return joint_attention(query, key, value, heads)
 
     def _keep(self, tokens, outputs):
         kept = self.context.fresh.setdefault(self.layer, KeyframeTokens())
@@ -131,11 +136,12 @@ class TokenFlowAttention:
     def _propagate(self, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         context, kept = self.context, self.context.keyframes[self.layer]
         if "source" in tokens:
-            context.source[self.layer] = tuple(
-                nearest_fields(tokens["source"], kept.keys, which) for which in (context.plan.first, context.plan.second)
-            )
+            context.source[self.layer] = tuple(self._search(tokens["source"], kept.keys, which) for which in (context.plan.first, context.plan.second))
         fields = context.source[self.layer]
         return {branch: blend(kept.outputs[branch], context.plan, *fields) for branch in tokens}
+
+    def _search(self, source: torch.Tensor, keys: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        return nearest_fields(source, keys, which)
 
 # %% ../nbs/06_attention.ipynb #ae9a063f
 class _FeatureHook:

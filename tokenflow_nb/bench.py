@@ -28,14 +28,13 @@ from matplotlib.figure import Figure
 
 from .attention import TokenFlowAttention
 from .clip import Clip, gather_frames
-from .edit import Edit, EditConfig
+from .edit import Edit, EditConfig, record_for
 from .inversion import invert, inversion_grid, psnr, reconstruct
 from .memory import PeakMemory
 from .metrics import ClipJudge
 from .model import Model, load_model, out_of_memory
-from .planner import finite, in_bytes
-from .source import record_source
-from .store import Store
+from .planner import finite
+from .store import Store, in_bytes
 from .toy.evaluate import EditCase, judge_edit
 from .toy.world import Scene
 from .untrained import random_model
@@ -174,7 +173,7 @@ def run_job(
         edit = Edit(model, trajectory, config, clip, keep_history=False)
         if config.source_branch == "recorded":
             with watch.stage("record"):
-                edit.denoiser.record = _record(edit, store, progress)
+                edit.denoiser.record = record_for(edit, store, progress)
         edit.denoiser.processor = WrittenOutAttention if preset.published else TokenFlowAttention
         with watch.stage("edit"):
             edit.run(progress=progress)
@@ -183,13 +182,6 @@ def run_job(
         count = sum(rows)
         film = reconstruct(model, trajectory, block_size=config.block_size) if gate and film is None else film
     return Run(frames, count, watch.seconds, watch.highest, edited, math.nan if film is None else psnr(clip.frames, film.frames))
-
-
-def _record(edit: Edit, store: Store, progress: bool):
-    config = edit.config
-    return record_source(
-        edit.model, edit.trajectory, edit.timesteps, edit.keyframes, edit.interval, config.rule, config.max_joint_keyframes, config.block_size, store, progress
-    )
 
 # %% ../nbs/13_bench.ipynb #9ee0fdcd
 def matrix_rate(

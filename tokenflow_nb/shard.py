@@ -239,6 +239,7 @@ def shard_edit(
 
 # %% ../nbs/15_shard.ipynb #046ba17f
 def _end_with_launcher() -> None:
+    "Reads what never comes: when the launcher is gone the pipe from it closes, and this process ends."
     while os.read(0, 1):
         pass
     os._exit(1)

@@ -9,7 +9,6 @@ __all__ = ['softmax_attention', 'whole_nearest', 'WrittenOutAttention']
 import torch
 
 from .attention import TokenFlowAttention
-from .propagation import blend
 
 # %% ../nbs/06_written_out.ipynb #c90a4df4
 def softmax_attention(
@@ -38,28 +37,16 @@ def whole_nearest(
 class WrittenOutAttention(TokenFlowAttention):
     "The processor of one self-attention layer as the published program computes it."
 
-    def _attend(self, attn, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        context, outputs = self.context, {}
-        for branch, x in tokens.items():
-            query, key, value = attn.to_q(x), attn.to_k(x), attn.to_v(x)
-            if self.layer in context.injection.attention:
-                if branch == "source":
-                    context.source[self.layer] = (query, key)
-                query, key = context.source[self.layer]
-            if context.joint and branch != "source":
-                key, value = (each.flatten(0, 1).unsqueeze(0).repeat(len(x), 1, 1) for each in (key, value))
-            outputs[branch] = attn.to_out[0](softmax_attention(query, key, value, attn.heads))
-        if context.joint:
-            self._keep(tokens, outputs)
-        return outputs
+    def _mix(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+        return softmax_attention(query, key, value, heads)
 
-    def _propagate(self, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        context, kept, source = self.context, self.context.keyframes[self.layer], tokens["source"]
-        fields = []
-        for which in (context.plan.first, context.plan.second):
-            found = torch.empty(source.shape[:2], dtype=torch.int64, device=source.device)
-            for keyframe in which.unique().tolist():
-                rows = (which == keyframe).to(source.device)
-                found[rows] = whole_nearest(source[rows].flatten(0, 1).float(), kept.keys[keyframe]).view(-1, source.shape[1])
-            fields.append(found)
-        return {branch: blend(kept.outputs[branch], context.plan, *fields) for branch in tokens}
+    def _mix_jointly(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+        key, value = (each.flatten(0, 1).unsqueeze(0).repeat(len(query), 1, 1) for each in (key, value))
+        return softmax_attention(query, key, value, heads)
+
+    def _search(self, source: torch.Tensor, keys: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        found = torch.empty(source.shape[:2], dtype=torch.int64, device=source.device)
+        for keyframe in which.unique().tolist():
+            rows = (which == keyframe).to(source.device)
+            found[rows] = whole_nearest(source[rows].flatten(0, 1).float(), keys[keyframe]).view(-1, source.shape[1])
+        return found
