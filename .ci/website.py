@@ -341,8 +341,8 @@ def error_outputs(path: Path) -> list[str]:
 
 
 def process() -> Path:
-    "Does to all notebooks what nbdev does before Quarto reads them. Returns the folder. Must run under `__main__`: nbdev spawns workers."
-    return Path(proc_nbs(n_workers=2))
+    "Does to all notebooks, changed or not, what nbdev does before Quarto reads them. Returns the folder. Must run under `__main__`: nbdev spawns workers."
+    return Path(proc_nbs(n_workers=2, force=True))
 
 
 STYLE = """
