@@ -173,11 +173,13 @@ def test_a_blinded_picture_shows_the_unet_nothing_of_itself(before_unet, monkeyp
 
 
 def test_weights_to_start_from_spare_the_time_at_half_size(before_unet):
-    assert before_unet.small_share == before_unet.recipe.small_share > 0
-    further = replace(before_unet, init=TOY_FOLDER)
-    assert further.small_share == 0
-    sides = [unet.NoisyPictures(run).draw(0, 0, 0.0).clean.shape[-1] for run in (before_unet, further)]
+    runs = [run.without_gentle_start() for run in (before_unet, replace(before_unet, init=TOY_FOLDER))]
+    assert runs[0] == before_unet and before_unet.recipe.small_share > 0 < before_unet.recipe.thin_share
+    batches = [unet.NoisyPictures(run) for run in runs]
+    sides = [each.draw(0, 0, 0.0).clean.shape[-1] for each in batches]
     assert sides == [before_unet.recipe.size // 8, before_unet.recipe.size // 4]  # latents have a quarter of the side
+    last = [max(int(each.rows(64, 0.0, torch.Generator().manual_seed(0))[0].max()) for _ in range(8)) for each in batches]
+    assert last[0] < last[1] == before_unet.recipe.pictures - 1 and runs[1].recipe.thin_share == 0
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

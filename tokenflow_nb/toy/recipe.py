@@ -104,10 +104,10 @@ class Recipe:
     batch: tuple[int, int] = (32, 16)  # on the CPU, all processes together: half-size pictures, whole-size pictures
     cuda_batch: int = 128
     rate: float = 1e-3
-    cross_attention_rate: float = 2.0  # times `rate`
+    attention_rate: float = 2.0  # times `rate`: attention finds what to look at late, convolutions soon
     flat_share: float = 0.6  # share of the time before the learning rate falls
-    small_share: float = 0.3  # share of the time at half size, for a UNet that starts from nothing
-    thin_share: float = 0.88  # share of the time after which self-attention sees all its keys
+    small_share: float = 0.3  # share of the time at half size
+    thin_share: float = 0.88  # share of the time after which its self-attention sees all keys
     average: float = 0.995
     snr_limit: float = 6.0  # a level of noise counts by its x₀ error times its signal-to-noise ratio + 1, up to here
     timestep_shares: tuple[tuple[int, float], ...] = ((400, 0.2), (800, 0.3), (950, 0.25), (1000, 0.25))  # up to a timestep, so many
@@ -174,10 +174,10 @@ class Run:
             raise FileNotFoundError(f"{path} is not there: run the stage {stage!r} first (--stages {stage},...)")
         return path
 
-    @property
-    def small_share(self) -> float:
-        "Share of the UNet's time at half size: none when it starts from weights that paint already."
-        return 0.0 if self.init else self.recipe.small_share
+    def without_gentle_start(self) -> "Run":
+        "The run as its UNet needs it: all pictures whole, all keys, from the start, when that is from weights that paint already."
+        spared = dict(small_share=0.0, thin_share=0.0, reach=(-1.0, 0.0))
+        return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, **spared)) if self.init else self
 
     def rng(self, *key: str | int) -> np.random.Generator:
         "Random numbers of a stage, picture, step or process: a resumed run draws what it would have drawn."

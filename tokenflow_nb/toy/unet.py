@@ -214,10 +214,10 @@ class UNetTraining:
         self.master = [weight.detach().clone().requires_grad_() for weight in parts.parameters()]
         self.average = [weight.detach().clone() for weight in self.master]
         self.weights = list(parts.bfloat16().parameters())
-        cross = [weight for name, weight in zip(self.names, self.master) if "attn2" in name]
-        others = [weight for name, weight in zip(self.names, self.master) if "attn2" not in name]
+        attention = [weight for name, weight in zip(self.names, self.master) if ".attn" in name]
+        others = [weight for name, weight in zip(self.names, self.master) if ".attn" not in name]
         groups = [dict(params=others, times=1.0, weight_decay=0.005)]
-        groups += [dict(params=cross, times=recipe.cross_attention_rate, weight_decay=0.0)]
+        groups += [dict(params=attention, times=recipe.attention_rate, weight_decay=0.0)]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
         unet.set_attn_processor(self.attention)
 
@@ -321,7 +321,7 @@ class NoisyPictures:
     def draw(self, step: int, rank: int, used: float) -> Batch:
         "A batch, fixed by step, process and the share of the budget used."
         recipe, random = self.run.recipe, self.run.generator("unet", step, rank)
-        size = recipe.size // 2 if used < self.run.small_share else recipe.size
+        size = recipe.size // 2 if used < recipe.small_share else recipe.size
         count, (means, stds) = self.batch_size(size), self.latents[size]
         rows, alike = self.rows(count, used, random)
         mean, std = means[rows].float(), stds[rows].float()
@@ -359,7 +359,7 @@ def _unet_step(
     output = training.unet(noisy.bfloat16(), batch.times, batch.states.bfloat16()).sample.float()
     loss, error = diffusion_loss(output, batch.clean, batch.noise, batch.level, recipe, batch.counts)
     outline = training.outlines.loss(batch.covered)
-    training.learn(loss + recipe.outline_weight[used >= batches.run.small_share] * outline, step, used, batches.processes)
+    training.learn(loss + recipe.outline_weight[used >= recipe.small_share] * outline, step, used, batches.processes)
     return dict(loss=loss, mask=outline, x0_error=error[batch.times > 700].mean(), blind=error[batch.seen == 0].mean())  # NaN where no timestep was that high
 
 
@@ -397,6 +397,7 @@ def train_unet(
     processes: int | None = None,  # None: two on a CPU that has two cores, else one
 ) -> None:
     "Writes `unet.safetensors`, the averaged weights. Goes on from the checkpoint that an earlier run left."
+    run = run.without_gentle_start()
     if processes is None:
         processes = min(2, os.cpu_count() or 1) if run.device == "cpu" else 1
     if processes == 1:

@@ -175,7 +175,7 @@ def _plain(colour: tuple[float, float, float]) -> _Material:
 
 # %% ../../nbs/toy/00_world.ipynb #7dd4a49c
 def _striped(u: np.ndarray, v: np.ndarray, offset: tuple[float, float], footprint: float) -> np.ndarray:
-    return _mix((0.08, 0.08, 0.10), (0.97, 0.97, 0.95), _stripes(u, 14.0, 1.2 * footprint))
+    return _mix((0.08, 0.08, 0.10), (0.97, 0.97, 0.95), _stripes(u, 32.0, 1.2 * footprint))
 
 
 def _checkered(u: np.ndarray, v: np.ndarray, offset: tuple[float, float], footprint: float) -> np.ndarray:
