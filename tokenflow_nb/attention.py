@@ -28,25 +28,33 @@ class Injection:
     features: frozenset[str] = frozenset()  # convolutions: outputs
 
 
-@dataclass
 class KeyframeTokens:
-    "What the keyframe pass leaves in one layer for the frame pass."
+    "What keyframe passes leave in one layer for the frame pass: tensors `(k, s, c)` by name, in memory that one pass after the other writes to."
 
-    keys: torch.Tensor | None = None  # (k, s, c) normalised source tokens
-    outputs: dict[str, torch.Tensor] = field(default_factory=dict)  # branch -> (k, s, c)
+    def __init__(self):
+        self.count = 0  # keyframes that are kept
+        self._room: dict[str, torch.Tensor] = {}
 
-    def rows(self, rows: slice) -> "KeyframeTokens":
-        "Those of some keyframes."
-        if len(range(len(self.keys))[rows]) == len(self.keys):
-            return self
-        return KeyframeTokens(self.keys[rows].clone(), {branch: output[rows].clone() for branch, output in self.outputs.items()})
+    def __getitem__(self, name: str) -> torch.Tensor:
+        "`keys`, the normalised source tokens, or the output of a branch."
+        return self._room[name][: self.count]
 
-    def after(self, earlier: "KeyframeTokens | None") -> "KeyframeTokens":
-        "Those of earlier keyframes, if there are any, then these."
-        if earlier is None:
-            return self
-        outputs = {branch: torch.cat([earlier.outputs[branch], output]) for branch, output in self.outputs.items()}
-        return KeyframeTokens(torch.cat([earlier.keys, self.keys]), outputs)
+    def names(self) -> list[str]:
+        return list(self._room)
+
+    def carry(self, count: int):
+        "Forgets all keyframes but the last `count`."
+        for room in self._room.values():
+            room[:count] = room[self.count - count : self.count].clone()
+        self.count = count
+
+    def write(self, name: str, rows: torch.Tensor, start: int):
+        "Puts keyframes behind the first `start` ones; there are no others after them."
+        room, self.count = self._room.get(name), start + len(rows)
+        if room is None or len(room) < self.count:
+            self._room[name] = torch.cat([rows.new_empty(0, *rows.shape[1:]) if room is None else room[:start], rows])
+        else:
+            room[start : self.count] = rows
 
 
 @dataclass
@@ -58,7 +66,8 @@ class Context:
     plan: Plan | None = None  # frame pass: how the frames draw on keyframes; None: self-attention is computed
     injection: Injection = Injection()
     keyframes: dict[str, KeyframeTokens] = field(default_factory=dict)  # by layer, for the frame pass
-    fresh: dict[str, KeyframeTokens] = field(default_factory=dict)  # by layer, of the keyframe pass that runs
+    carried: int = 0  # keyframe pass: how many of them stay, before those of the pass
+    members: slice = field(default_factory=lambda: slice(None))  # keyframe pass: the rows that are kept; others are only attended to
     source: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)  # by layer, of this pass
     frames: Sequence[int] = ()  # the frames of the clip that each branch holds
     watch: Callable[[str, str, dict[str, torch.Tensor], Sequence[int]], None] | None = None  # is shown what passes
@@ -78,15 +87,16 @@ class Context:
     def join(self, rows: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([rows[branch] for branch in self.branches])
 
+    def leave(self, layer: str):
+        "Drops what the source left in a layer, unless the branches go one after the other."
+        if len(self.branches) > 1:
+            self.source.pop(layer, None)
+
     def carry(self, count: int):
         "Before another keyframe pass: forgets all kept keyframes but the last `count`."
-        self.keyframes = {layer: tokens.rows(slice(-count, None)) for layer, tokens in self.keyframes.items()} if count else {}
-
-    def keep(self, members: slice):
-        "Ends a keyframe pass: the frame pass finds the keyframes that were carried, then these rows of the pass."
-        for layer, tokens in self.fresh.items():
-            self.keyframes[layer] = tokens.rows(members).after(self.keyframes.get(layer))
-        self.fresh, self.source = {}, {}
+        self.carried = count
+        for tokens in self.keyframes.values():
+            tokens.carry(count)
 
 # %% ../nbs/06_attention.ipynb #a27f9a42
 class TokenFlowAttention:
@@ -117,6 +127,7 @@ class TokenFlowAttention:
             outputs[branch] = attn.to_out[0](mix(query, key, value, attn.heads))
         if context.joint:
             self._keep(tokens, outputs)
+        context.leave(self.layer)
         return outputs
 
     def _mix(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
@@ -127,18 +138,19 @@ class TokenFlowAttention:
             key, value = self.context.gather(key, value)
         return joint_attention(query, key, value, heads)
 
-    def _keep(self, tokens, outputs):
-        kept = self.context.fresh.setdefault(self.layer, KeyframeTokens())
-        kept.outputs |= outputs
+    def _keep(self, tokens: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]):
+        kept, members, start = self.context.keyframes.setdefault(self.layer, KeyframeTokens()), self.context.members, self.context.carried
+        for branch, output in outputs.items():
+            kept.write(branch, output[members], start)
         if "source" in tokens:
-            kept.keys = normalise_keys(tokens["source"])
+            kept.write("keys", normalise_keys(tokens["source"][members]), start)
 
     def _propagate(self, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         context, kept = self.context, self.context.keyframes[self.layer]
         if "source" in tokens:
-            context.source[self.layer] = tuple(self._search(tokens["source"], kept.keys, which) for which in (context.plan.first, context.plan.second))
+            context.source[self.layer] = tuple(self._search(tokens["source"], kept["keys"], which) for which in (context.plan.first, context.plan.second))
         fields = context.source[self.layer]
-        return {branch: blend(kept.outputs[branch], context.plan, *fields) for branch in tokens}
+        return {branch: blend(kept[branch], context.plan, *fields) for branch in tokens}
 
     def _search(self, source: torch.Tensor, keys: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         return nearest_fields(source, keys, which)
@@ -158,6 +170,7 @@ class _FeatureHook:
                 context.source[self.layer] = (rows["source"],)
             (source,) = context.source[self.layer]
             rows = {branch: source for branch in rows}
+            context.leave(self.layer)
         context.show(self.layer, "output", rows)
         return context.join(rows) if injected else None
 

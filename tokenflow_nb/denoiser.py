@@ -88,10 +88,11 @@ class Denoiser:
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         "Rows and their guided noise, from the first frame to the last."
         count = len(latents)
-        with installed(self.model.unet, Context(injection=injection), self.model.backbone.features, self.processor) as context:
+        kept = self.context.keyframes if self.context else {}  # its memory serves again
+        with installed(self.model.unet, Context(injection=injection, keyframes=kept), self.model.backbone.features, self.processor) as context:
             self.context = context
             if self.rule == "joint":
-                context.watch = watch
+                context.watch, context.members = watch, slice(0)  # there is no frame pass
                 yield slice(0, count), self._together(context, latents, timestep, list(range(count)))
                 return
             if self.rule == "per_frame":
@@ -111,9 +112,8 @@ class Denoiser:
                 continue  # no frame draws on it: the plan is a part of the clip's
             base = min(group.members.start, plan.oldest(start))
             context.carry(group.members.start - base)
-            context.plan = context.watch = None
+            context.members, context.plan, context.watch = group.rows, None, None
             self._together(context, latents, timestep, keyframes[group.everybody].tolist())
-            context.keep(group.rows)
             context.watch, stop = watch, plan.ready(group.members.stop)
             yield from self._frame_pass(context, latents, timestep, range(start, stop), plan.counted_from(base))
             start = stop
@@ -144,7 +144,7 @@ class Denoiser:
             self.apart = True
             warnings.warn(f"out of memory with {len(frames)} keyframes in three branches: going on with one branch at a time", stacklevel=2)
             noise = self._guided(context, latents, timestep, frames)
-        context.joint = False
+        context.joint, context.source = False, {}
         return noise
 
     def _rows(self, branch: str, latents: torch.Tensor, timestep: int, frames: list[int]) -> torch.Tensor:

@@ -82,7 +82,7 @@ def joint_groups(
         raise ValueError(f"max_joint_keyframes={most!r}: give a whole number of at least 2, or None for all")
     if most is None or keyframes <= most:
         return [JointGroup(range(keyframes), list(range(keyframes)))]
-    guests = max(1, most // 4)
+    guests = max(1, round(most / 3))
     count = -(-keyframes // (most - guests))
     edges = [keyframes * number // count for number in range(count + 1)]
     return [_with_guests(range(*edge), keyframes, guests) for edge in zip(edges, edges[1:])]

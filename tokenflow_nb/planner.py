@@ -166,14 +166,13 @@ def _memory(job: _Job, rows: int) -> dict[str, float]:
     if probe is None:
         return dict.fromkeys(("invert", "record", "keyframes", "frames", "decode"), math.nan)
     joint, clip = max(job.passes, default=0), 3 * job.frames * job.latents
-    kept = joint * (probe.kept + job.branches * probe.output)
-    earlier = kept / joint if len(job.passes) > 1 else 0  # one keyframe is carried from a group to the next
+    kept = joint * (probe.kept + job.branches * probe.output)  # of groups: the members, and the one that is carried to the next
     block = rows * probe.frames.bytes * job.branches / probe.branches
     path = 2 * rows * (job.kept + 1) * job.latents
     parts = dict(
         invert=rows * max(probe.encode.bytes, probe.invert.bytes) + path,
-        record=(earlier + kept + block / job.branches + rows * probe.recorded) if job.recorded else 0.0,
-        keyframes=clip + earlier + probe.keyframe_pass(joint, job.branches).bytes,
+        record=(kept + block / job.branches + rows * probe.recorded) if job.recorded else 0.0,
+        keyframes=clip + probe.keyframe_pass(joint, job.branches).bytes,
         frames=clip + kept + block if job.config.rule != "joint" else 0.0,
         decode=job.frames * job.latents + rows * probe.decode.bytes + min(job.pictures, FRAMES_IN_MEMORY),
     )

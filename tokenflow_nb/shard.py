@@ -79,10 +79,6 @@ def _asking_others() -> Iterator[None]:
         raise OthersLost(f"no answer from the other shards: {str(error).strip().splitlines()[0]}") from error
 
 
-def _tensors(tokens: KeyframeTokens) -> list[torch.Tensor]:
-    return [tokens.keys, *tokens.outputs.values()]
-
-
 class Ranks:
     "The processes that share a clip, as one of them sees them. Made by `joined`."
 
@@ -130,19 +126,23 @@ class Ranks:
         with _asking_others():
             for call in dist.batch_isend_irecv(calls) if calls else ():
                 call.wait()
-        tokens = {layer: own.after(before.get(layer)) for layer, own in tokens.items()}
-        return {layer: after[layer].after(own) if after else own for layer, own in tokens.items()}
+        return {layer: self._between(before[layer], own, after[layer]) for layer, own in tokens.items()}
 
-    def _swap(self, tokens: dict[str, KeyframeTokens], other: int, edge: slice, calls: list) -> dict[str, KeyframeTokens]:
-        "Adds the calls that give the tokens at an edge to another process; where its own will be. Empty if there is no such process."
-        theirs: dict[str, KeyframeTokens] = {}
+    def _swap(self, tokens: dict[str, KeyframeTokens], other: int, edge: slice, calls: list) -> dict[str, dict[str, torch.Tensor]]:
+        "Adds the calls that give the tokens at an edge to another process; where its own will be. Nothing if there is no such process."
+        theirs: dict[str, dict[str, torch.Tensor]] = {layer: {} for layer in tokens}
         for layer, own in tokens.items() if 0 <= other < len(self.cut) else ():
-            mine = own.rows(edge)
-            outputs = {branch: torch.empty_like(output) for branch, output in mine.outputs.items()}
-            theirs[layer] = KeyframeTokens(torch.empty_like(mine.keys), outputs)
-            for sent, room in zip(_tensors(mine), _tensors(theirs[layer])):
-                calls += [dist.P2POp(dist.isend, sent.contiguous(), other, self.group), dist.P2POp(dist.irecv, room, other, self.group)]
+            for name in own.names():
+                mine = own[name][edge].contiguous()
+                theirs[layer][name] = torch.empty_like(mine)
+                calls += [dist.P2POp(dist.isend, mine, other, self.group), dist.P2POp(dist.irecv, theirs[layer][name], other, self.group)]
         return theirs
+
+    def _between(self, before: dict[str, torch.Tensor], own: KeyframeTokens, after: dict[str, torch.Tensor]) -> KeyframeTokens:
+        joined = KeyframeTokens()
+        for name in own.names():
+            joined.write(name, torch.cat([part for part in (before.get(name), own[name], after.get(name)) if part is not None]), 0)
+        return joined
 
 
 _PATIENCE = timedelta(days=7)  # torchrun ends those who wait for one that failed
@@ -198,8 +198,7 @@ class ShardDenoiser(Denoiser):
                 return
             context.gather = self.ranks.gather
             self._together(context, latents, timestep, own)
-            context.fresh = self.ranks.with_neighbours(context.fresh)
-            context.keep(slice(None))
+            context.keyframes = self.ranks.with_neighbours(context.keyframes)
             context.watch = watch
             yield from self._frame_pass(context, latents, timestep, range(len(latents)), plan.counted_from(self.ranks.within_reach.start))
 

@@ -84,8 +84,7 @@ def traced(
         found = dict(encode=_trace(lambda: vae.encode(frames), vae), decode=_trace(lambda: vae.decode(block), vae), row=_trace(lambda: call(rows), unet))
         with installed(unet, Context(("source", "negative", "positive"), joint=True)) as context:
             found["keyframes"] = _trace(lambda: call(3 * joint), unet)
-            context.keep(slice(0, joint))
-            tokens = [tuple(kept.keys.shape[1:]) for kept in context.keyframes.values()]
+            tokens = [tuple(kept["keys"].shape[1:]) for kept in context.keyframes.values()]
             context.joint, context.branches = False, ("negative", "positive")
             context.plan = Plan(*torch.zeros(2, rows, dtype=torch.int64), torch.ones(rows))
             context.source = {layer: (torch.zeros(rows, count, dtype=torch.int64),) * 2 for layer, (count, _) in zip(context.keyframes, tokens)}

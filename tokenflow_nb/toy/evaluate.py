@@ -229,7 +229,7 @@ def evaluate_edits(
     checkpoint: str = "toy",
     scenes: int = 12,
     frames: int = 24,
-    steps: int = 50,
+    steps: int = 25,
     rules: list[str] = RULES_COMPARED,  # with `per_frame`, which the others are compared with
     processes: int = 1,
 ) -> dict:
@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--model", default="toy", help="the model folder (default: the one in the package)")
     parser.add_argument("--scenes", type=int, default=12, help="held-out scenes to edit; 0 skips the edits (default: 12)")
     parser.add_argument("--frames", type=int, default=24, help="frames of each scene (default: 24)")
-    parser.add_argument("--steps", type=int, default=50, help="steps of inversion and edit (default: 50)")
+    parser.add_argument("--steps", type=int, default=25, help="steps of inversion and edit (default: 25)")
     parser.add_argument("--rules", default=",".join(RULES_COMPARED), help="which rules to compare (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at a time, one thread each (default: one a core)")
     parser.add_argument("--sheet", type=Path, help="write the sheet of edits to this PNG")
