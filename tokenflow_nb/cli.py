@@ -470,7 +470,7 @@ def _chosen(args: argparse.Namespace) -> dict:
     "The methods asked for by name, those of other programs too. Raises `ValueError` for an unknown name."
     from tokenflow_nb.baselines import METHODS, external, make_methods
 
-    methods = make_methods(METHODS if args.methods is None else args.methods)
+    methods = make_methods(list(METHODS) if args.methods is None else args.methods)
     if taken := [name for name, _ in args.external or [] if name in METHODS]:
         raise ValueError(f"--external: {taken[0]!r} is the name of a built-in method; choose another")
     return methods | {name: external(name, folder) for name, folder in args.external or []}
