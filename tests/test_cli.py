@@ -181,6 +181,18 @@ def test_evaluate_lists_methods_and_metrics(run):
     assert code == 0 and {"vae", "per_frame", "tokenflow", "warp_error", "clip_gain"} <= set(out.split())
 
 
+def test_evaluate_makes_every_method_unless_some_are_named(run, cache, monkeypatch):
+    from tokenflow_nb import suite
+    from tokenflow_nb.baselines import METHODS
+
+    def stop(cases, methods, *_, **__):
+        assert list(methods) == list(METHODS) and all(callable(method) for method in methods.values())
+        raise ValueError("all are there")
+
+    monkeypatch.setattr(suite, "run_suite", stop)
+    assert "all are there" in failure_of(run("evaluate", "--suite", "toy", "--scenes", "1"))
+
+
 def test_evaluate_writes_page_table_and_cards_and_goes_on(run, cache, tmp_path):
     argv = ["evaluate", "--suite", "toy", "--scenes", "1", "--prompts", "1", "--frames", "2", "--steps", "2", "--processes", "1"]
     code, out, err = run(*argv, "--methods", "vae", "--metrics", "warp_error,clip_gain")
