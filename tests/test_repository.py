@@ -1,6 +1,7 @@
 "What no notebook can say of itself: the rules that hold the repository together."
 
 import ast
+import csv
 import json
 import re
 import subprocess
@@ -116,18 +117,29 @@ def test_changelog_speaks_of_this_version():
 
 
 def test_the_readmes_table_is_the_one_that_was_measured():
-    "Its figures are those of the suite's table; the toy model's card is of the weights that are there."
-    import csv
-
+    "Its figures and intervals are those of the suite's table, line by line."
     from tokenflow_nb.baselines import METHODS
+    from tokenflow_nb.report import METRICS, Measure, Report, Row
+
+    readme = (ROOT / "README.md").read_text()
+    assert "`tokenflow_nb evaluate --suite toy`" in readme
+    with (ROOT / "benchmarks" / "toy_suite" / "report.csv").open(encoding="utf-8") as file:
+        rows = [Row(line["method"], line["case"], {name: Measure(name, float(line[name])) for name in METRICS if line.get(name)}) for line in csv.DictReader(file)]
+    report = Report(rows, {})
+    assert set(report.methods) == set(METHODS) and len(report.cases) == 24
+    columns = [(report.summary("material_accuracy"), 0, 100), (report.summary("background_psnr"), 1, 1), (report.summary("warp_error"), 2, 1e3), (report.recovered(), 2, 1)]
+    for method in report.methods:
+        cells = ["{0:.{3}f} [{1:.{3}f}, {2:.{3}f}]".format(*(scale * each for each in found[method][:3]), digits) if method in found else "" for found, digits, scale in columns]
+        if method == "vae":
+            cells[0], cells[3] = "–", "1"
+        if method == "per_frame":
+            cells[3] = "0"
+        assert f"| {METHODS[method].title} | {' | '.join(cells)} |" in readme.replace("**", ""), method
+
+
+def test_the_toy_models_card_is_of_the_weights_that_are_there():
     from tokenflow_nb.model import load_model
 
-    readme = (ROOT / "README.md").read_text().replace("**", "")
-    rows = list(csv.DictReader((ROOT / "benchmarks" / "toy_suite" / "report.csv").open(encoding="utf-8")))
-    for name in {row["method"] for row in rows}:
-        (line,) = [line for line in readme.splitlines() if line.startswith(f"| {METHODS[name].title} |")]
-        for metric, form, scale in (("background_psnr", "{:.1f} [", 1), ("warp_error", "{:.2f} [", 1e3)):
-            values = [float(row[metric]) for row in rows if row["method"] == name]
-            assert "| " + form.format(scale * sum(values) / len(values)) in line, (name, metric)
-    figures = json.loads((ROOT / "tokenflow_nb" / "toy" / "weights" / "README.json").read_text())
+    figures, readme = json.loads((ROOT / "tokenflow_nb" / "toy" / "weights" / "README.json").read_text()), (ROOT / "README.md").read_text()
     assert figures["about"]["digest"] == load_model("toy", device="cpu").digest
+    assert figures["about"]["command"] in readme and f"come to {figures['edits']['means']['paper']['recovered']:.2f} here" in readme
