@@ -99,8 +99,11 @@ def test_more_work_takes_longer(model, found, change):
 
 
 def test_memory_grows_with_the_latents_alone(model, found):
-    short, long = (forecast(frames, (128, 128), EditConfig("a star"), model, found).memory for frames in (640, 1280))
-    assert long - short == 3 * 640 * 4 * 4 * 32 * 32
+    short, long = (forecast(frames, (128, 128), EditConfig("a star"), model, found) for frames in (640, 1280))
+    for before, after in zip(short.stages, long.stages, strict=True):
+        if before.name == "edit":
+            assert after.memory - before.memory == 3 * 640 * 4 * 4 * 32 * 32, before.part
+    assert 0 < long.memory - short.memory <= 3 * 640 * 4 * 4 * 32 * 32 and {stage.name for stage in short.stages} >= {"edit", "decode"}
 
 
 def test_a_block_that_fits_is_found(model, found):
