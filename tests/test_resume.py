@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import warnings
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 import tokenflow_nb.edit as room
 from tokenflow_nb import store as store_room
 from tokenflow_nb.edit import Edit, EditConfig, edit_video, run_kept
-from tokenflow_nb.inversion import inverting
+from tokenflow_nb.inversion import invert, inverting
 from tokenflow_nb.store import Store, StoreError
 from tokenflow_nb.toy.world import Scene
 
@@ -124,8 +125,7 @@ def test_an_inversion_goes_on_block_by_block(model, clip, tmp_path, monkeypatch)
             break
     walk.close()
     assert len(encoded) == 2 and list(store.drafts())
-    for _ in inverting(model, clip, SCENE.caption, 3, block_size=2, store=store):
-        pass
+    invert(model, clip, SCENE.caption, 3, block_size=2, store=store, progress=False)
     assert encoded == [2, 2, 2, 1] and not store.drafts()  # the second block again, then the third; the first is kept
 
 
@@ -133,11 +133,9 @@ def test_a_process_does_not_wait_for_itself(model, clip, tmp_path):
     store = Store(tmp_path)
     paused = inverting(model, clip, SCENE.caption, 3, store=store)
     next(paused)
-    for _ in inverting(model, clip, SCENE.caption, 3, store=store):
-        pass
+    invert(model, clip, SCENE.caption, 3, store=store, progress=False)
     assert len(store.entries()) == 1
-    for _ in paused:
-        pass
+    deque(paused, maxlen=0)
     assert len(store.entries()) == 1 and not store.drafts()
 
 
@@ -186,11 +184,7 @@ def test_a_cache_that_cannot_be_written_says_so_before_the_work(edit, tmp_path, 
 def test_run_kept_goes_on_from_the_last_checkpoint_only(model, clip, tmp_path, monkeypatch):
     "Checkpoints are dropped when a newer one is there; by the clock, not at every step."
     store = Store(tmp_path)
-    for _ in (walk := inverting(model, clip, SCENE.caption, 4, store=store)):
-        pass
-    from tokenflow_nb.inversion import Trajectory
-
-    trajectory = Trajectory(next(entry for entry in store.entries() if entry.meta["kind"] == "trajectory"))
+    trajectory = invert(model, clip, SCENE.caption, 4, store=store, progress=False)
     config = EditConfig("a gold star on grass", source_prompt=SCENE.caption, num_inference_steps=4, keyframe_interval=2)
     clock = iter(range(0, 10**6, 3))
     monkeypatch.setattr(room.time, "monotonic", lambda: float(next(clock)))
