@@ -150,7 +150,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def _steady_memory() -> None:
-    "Large tensors on the CPU are lent by the system, in large pages, and go back to it: else freed memory stays, in pieces, and the peak is twice the need."
+    "Large tensors on the CPU are lent by the system, in large pages, and go back to it: else freed memory stays, in pieces that the next block does not fit."
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks at its first allocation
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
@@ -159,7 +159,7 @@ def _steady_memory() -> None:
 
 
 def _feed_by_rows(unet: torch.nn.Module) -> None:
-    "Feed-forward layers, which are the widest, take a frame at a time: no slower on a CPU."
+    "Feed-forward layers, whose tensors are the largest of all, take a frame at a time."
     for block in unet.modules():
         if hasattr(block, "set_chunk_feed_forward"):
             block.set_chunk_feed_forward(1, dim=0)
