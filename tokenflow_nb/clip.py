@@ -108,7 +108,9 @@ def _mapped(frames: Iterable[np.ndarray]) -> np.memmap:
         return np.memmap(file, np.uint8, "r", shape=(count, *frame.shape))
 
 
-def let_go(frames: np.ndarray) -> None:
+def let_go(
+    frames: np.ndarray,  # or latents: anything in a file that is mapped; what is in memory stays
+) -> None:
     "Tells the system that frames in a file need not stay in memory; they are read again when they are looked at."
     mapped = getattr(frames, "_mmap", None)
     if mapped is not None and hasattr(mapped, "madvise"):

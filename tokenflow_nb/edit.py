@@ -26,12 +26,12 @@ import torch
 from tqdm.auto import tqdm
 
 from . import __version__
-from .clip import Clip, as_clip, fit_clip, gather_frames, restore_clip, side_by_side, write_clip
+from .clip import Clip, as_clip, fit_clip, gather_frames, let_go, restore_clip, side_by_side, write_clip
 from .denoiser import WITHOUT_PROPAGATION, Conditioning, Denoiser
 from .guidance import Editor, make_editor, remeasured_start
 from .inversion import Trajectory, check_finite, find_correction, invert
 from .keyframes import intervals, joint_groups, keyframe_table
-from .memory import PeakMemory
+from .memory import PeakMemory, room_for
 from .model import Blocks, Model, ddim_move, load_model, predicted_clean
 from .planner import Forecast, finite, plan
 from .propagation import RULES
@@ -141,7 +141,8 @@ class Edit:
         )
         self.index = self.first = self.editor.first_step(len(self.timesteps))
         start = remeasured_start if config.remeasure else self.editor.start
-        self.latents = start(model, trajectory, self.timesteps[self.index])  # (f, c, h, w)
+        latents = start(model, trajectory, self.timesteps[self.index])
+        self.latents = room_for(latents).copy_(latents)  # (f, c, h, w)
         self.history: list[torch.Tensor] = []  # latents before each step taken, if they are kept
 
     def __repr__(self) -> str:
@@ -172,11 +173,14 @@ class Edit:
             raise EditError("the edit is done: fork it, or go back()")
         timestep, below = self.timesteps[self.index], [*self.timesteps, None][self.index + 1]
         levels = self.model.schedule.level(timestep), self.model.schedule.level(below)
-        latents = torch.empty_like(self.latents)
+        latents, place = room_for(self.latents), f"step {self.index + 1} of {len(self.timesteps)} (timestep {timestep})"
+        let_go(self.latents)  # a checkpoint may have read them all
         for rows, noise in self.denoiser.by_blocks(*self._place()):
             latents[rows] = ddim_move(self.latents[rows], noise, *levels)
+            check_finite(latents[rows], place, self.model)
+            let_go(self.latents)
+            let_go(latents)
         latents = self.editor.after_step(latents, self.index)
-        check_finite(latents, f"step {self.index + 1} of {len(self.timesteps)} (timestep {timestep})", self.model)
         history = [*self.history, self.latents] if self.keep_history else []
         self.history, self.latents, self.index = history, latents, self.index + 1  # at once: an interrupt finds all or none
         return self
