@@ -62,7 +62,7 @@ class EditConfig:
     correction: str = "predicted"  # of the inversion's error: predicted, repeated, none
     remeasure: bool = False  # start from noise measured at the noisiest inverted timestep, as the published program does
     block_size: int = 8  # frames on the device at a time; changes no number beyond rounding
-    max_joint_keyframes: int | None = 6  # keyframes that attend to each other; more are edited in groups; None: all together, the paper's way
+    max_joint_keyframes: int | None = 5  # keyframes that attend to each other; more are edited in groups; None: all together, the paper's way
     source_branch: str = "live"  # in the frame pass: live, or recorded once and read by every edit of the clip; no number differs beyond rounding
 
     def __post_init__(self):
