@@ -165,28 +165,29 @@ def _memory(job: _Job, rows: int) -> dict[str, float]:
     probe, rows = job.probe, min(rows, job.frames)
     if probe is None:
         return dict.fromkeys(("invert", "record", "keyframes", "frames", "decode"), math.nan)
-    joint, clip = max(job.passes, default=0), 3 * job.frames * job.latents
+    joint, latents = max(job.passes, default=0), min(job.frames * job.latents, FRAMES_IN_MEMORY)  # those of a long clip lie in files
     kept = joint * (probe.kept + job.branches * probe.output)  # of groups: the members, and the one that is carried to the next
     block = rows * probe.frames.bytes * job.branches / probe.branches
     path = 2 * rows * (job.kept + 1) * job.latents
     parts = dict(
         invert=rows * max(probe.encode.bytes, probe.invert.bytes) + path,
         record=(kept + block / job.branches + rows * probe.recorded) if job.recorded else 0.0,
-        keyframes=clip + probe.keyframe_pass(joint, job.branches).bytes,
-        frames=clip + kept + block if job.config.rule != "joint" else 0.0,
-        decode=job.frames * job.latents + rows * probe.decode.bytes + min(job.pictures, FRAMES_IN_MEMORY),
+        keyframes=2 * latents + probe.keyframe_pass(joint, job.branches).bytes,
+        frames=2 * latents + kept + block if job.config.rule != "joint" else 0.0,
+        decode=latents + rows * probe.decode.bytes + min(job.pictures, FRAMES_IN_MEMORY),
     )
     return {part: need + probe.warm_up if need else 0.0 for part, need in parts.items()}
 
 # %% ../nbs/10_planner.ipynb #544775d5
 def _disk(job: _Job, recorded: int = 0) -> dict[str, float]:
     "Bytes by part; `recorded` bytes of a frame and step in a record."
-    files = job.pictures if job.pictures > FRAMES_IN_MEMORY else 0
+    latents = job.frames * job.latents
+    files, rooms = (size if size > FRAMES_IN_MEMORY else 0 for size in (job.pictures, latents))
     return dict(
-        invert=job.frames * (job.kept + 1) * job.latents + files,
+        invert=(job.kept + 1) * latents + files,
         record=job.frames * job.config.num_inference_steps * recorded if job.recorded else 0,
         keyframes=0,
-        frames=2 * job.frames * job.latents,  # the checkpoint before goes when the next one is there
+        frames=2 * (latents + rooms),  # the checkpoint before goes when the next one is there
         decode=files,
     )
 
