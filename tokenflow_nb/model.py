@@ -150,8 +150,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def _steady_memory() -> None:
-    "Large tensors on the CPU are lent by the system, in large pages, and go back to it: else freed memory stays, in pieces that the next block does not fit."
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks at its first allocation
+    "Large tensors on the CPU are lent by the system and go back to it: else freed memory stays, in pieces that the next block does not fit."
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # asked at the first convolution; 1024 otherwise, and each keeps memory
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
