@@ -1,18 +1,22 @@
 "The stepper on the toy model: walks that must be equal bit for bit, and a UNet that must come back as it was."
 
+import errno
 import hashlib
 import json
+import os
 import threading
 
 import numpy as np
 import pytest
 import torch
 
+from tokenflow_nb import memory
 from tokenflow_nb.attention import Context, Injection, installed, self_attentions
 from tokenflow_nb.clip import Clip, read_clip
 from tokenflow_nb.edit import Edit, EditConfig, EditError, edit_video
+from tokenflow_nb.guidance import Editor
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.model import STABLE_DIFFUSION, load_model
+from tokenflow_nb.model import STABLE_DIFFUSION, ModelError, load_model
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 
@@ -57,6 +61,44 @@ def test_run_is_its_steps(start):
     for _ in range(STEPS):
         steps.step()
     assert steps.done and torch.equal(run.latents, steps.latents)
+
+
+def test_latents_in_a_file_are_the_same_latents(start, model, store, tmp_path, monkeypatch):
+    "What an edit of a long clip does: each step's latents in a file, read back, saved, undone."
+    short = start().run()
+    monkeypatch.setattr(memory, "FRAMES_IN_MEMORY", 0)
+    long = start().step().step()
+    assert hasattr(long.latents, "_mmap") and not hasattr(short.latents, "_mmap")
+    loaded = Edit.load(long.save(tmp_path / "edit.safetensors"), model, store)
+    assert torch.equal(long.back().run().latents, short.latents) and torch.equal(loaded.run().latents, short.latents)
+    assert hasattr(long.latents, "_mmap") and np.array_equal(long.decode().frames, short.decode().frames)
+
+
+def test_latents_stay_in_memory_where_the_disk_is_full(monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(memory, "FRAMES_IN_MEMORY", 0)
+    latents = torch.randn(3, 4, 8, 8)
+    assert hasattr(memory.room_for(latents), "_mmap")
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    room = memory.room_for(latents)
+    assert not hasattr(room, "_mmap") and room.shape == latents.shape and room.dtype == latents.dtype
+
+
+def test_latents_that_an_editor_spoils_are_found_at_the_step(start):
+    class Spoiler(Editor):
+        def after_step(self, latents, step):
+            return latents * float("nan") if step == STEPS - 1 else latents
+
+    edit = start()
+    edit.editor = Spoiler()
+    for _ in range(STEPS - 1):
+        edit.step()
+    before = edit.latents
+    with pytest.raises(ModelError, match=f"step {STEPS} of {STEPS}"):
+        edit.step()
+    assert edit.index == STEPS - 1 and edit.latents is before
 
 
 @pytest.mark.parametrize("method", ["pnp", "sdedit"])

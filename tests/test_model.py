@@ -1,5 +1,10 @@
 "The model against diffusers' own pipeline, and loading: folders, aliases with fall-backs, precisions."
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +124,30 @@ def test_an_unknown_prediction_type_is_refused(toy):
 def test_the_backbones_layers_exist(toy):
     modules = dict(toy.unet.named_modules())
     assert isinstance(STABLE_DIFFUSION, Backbone) and all(name in modules for name in (*STABLE_DIFFUSION.attention, *STABLE_DIFFUSION.features))
+
+
+_LARGE_PAGES = """
+from tokenflow_nb.model import load_model
+import torch
+load_model("toy", device="cpu")
+large, here = torch.ones(64 << 20, dtype=torch.uint8), False
+for line in open("/proc/self/smaps"):
+    name, *values = line.split()
+    if not name.endswith(":"):
+        first, last = (int(end, 16) for end in name.split("-"))
+        here = first <= large.data_ptr() < last
+    elif here and name == "VmFlags:":
+        print("hg" in values)
+"""
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no large pages; any Linux that has them runs it")
+@pytest.mark.parametrize(("asked", "large"), [(None, "True"), ("0", "False")], ids=["by default", "not against the user's wish"])
+def test_large_tensors_lie_in_large_pages(asked, large):
+    others = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    environment = others | ({} if asked is None else {"THP_MEM_ALLOC_ENABLE": asked})
+    found = subprocess.run([sys.executable, "-c", _LARGE_PAGES], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [large], found.stderr
 
 
 @pytest.mark.gpu

@@ -1,5 +1,5 @@
 import os
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks once, when it is imported: large tensors on the CPU lie in large pages
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors on the CPU in large pages; torch asks at its first tensor, which its imports make
 
 __version__ = "0.1.0"

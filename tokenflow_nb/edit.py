@@ -173,14 +173,14 @@ class Edit:
             raise EditError("the edit is done: fork it, or go back()")
         timestep, below = self.timesteps[self.index], [*self.timesteps, None][self.index + 1]
         levels = self.model.schedule.level(timestep), self.model.schedule.level(below)
-        latents, place = room_for(self.latents), f"step {self.index + 1} of {len(self.timesteps)} (timestep {timestep})"
-        let_go(self.latents)  # a checkpoint may have read them all
+        latents = room_for(self.latents)
+        let_go(self.latents)  # the step before and a checkpoint have read them all
         for rows, noise in self.denoiser.by_blocks(*self._place()):
             latents[rows] = ddim_move(self.latents[rows], noise, *levels)
-            check_finite(latents[rows], place, self.model)
             let_go(self.latents)
             let_go(latents)
         latents = self.editor.after_step(latents, self.index)
+        check_finite(latents, f"step {self.index + 1} of {len(self.timesteps)} (timestep {timestep})", self.model)
         history = [*self.history, self.latents] if self.keep_history else []
         self.history, self.latents, self.index = history, latents, self.index + 1  # at once: an interrupt finds all or none
         return self
@@ -226,7 +226,12 @@ class Edit:
     def decode(self, latents: torch.Tensor | None = None) -> Clip:
         "The current latents, or others, as a clip."
         latents = self.latents if latents is None else latents
-        blocks = self.denoiser.blocks.map(lambda rows: self.model.decode(latents[rows]), len(latents))
+
+        def work(rows: slice) -> np.ndarray:
+            let_go(latents)
+            return self.model.decode(latents[rows])
+
+        blocks = self.denoiser.blocks.map(work, len(latents))
         timing = dict(fps=self.clip.fps, source=self.clip.source, start=self.clip.start) if self.clip else {}
         return Clip(gather_frames(chain.from_iterable(blocks)), **timing)
 

@@ -7,6 +7,7 @@ __all__ = ['Shard', 'cut_shards', 'OthersLost', 'Ranks', 'joined', 'ShardDenoise
            'launch', 'say', 'edit_sharded']
 
 # %% ../nbs/15_shard.ipynb #21a298ce
+import io
 import json
 import os
 import re
@@ -238,9 +239,8 @@ def shard_edit(
 
 # %% ../nbs/15_shard.ipynb #046ba17f
 def _end_with_launcher() -> None:
-    "Reads what never comes: when the launcher is gone the pipe from it closes, and this process ends."
-    while os.read(0, 1):
-        pass
+    "Reads to the end of a pipe that nothing comes through: it ends when the launcher does, and then so does this process."
+    io.FileIO(0, closefd=False).readall()
     os._exit(1)
 
 

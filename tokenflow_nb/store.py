@@ -401,13 +401,12 @@ def _alone(root: Path, key: str) -> Iterator[bool]:
 
 
 def _acquire(lock: FileLock, key: str) -> None:
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        warnings.warn(f"another process is making {key}: waiting for it to end", stacklevel=6)
-        lock.acquire()
-    except NotImplementedError:
-        pass  # a file system without locks: two processes may do the same work, and the first to end is believed
+    with suppress(NotImplementedError):  # a file system without locks: two processes may do the same work, and the first to end is believed
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            warnings.warn(f"another process is making {key}: waiting for it to end", stacklevel=6)
+            lock.acquire()
 
 # %% ../nbs/01_store.ipynb #7f016127
 class Store:
@@ -587,7 +586,7 @@ def _drop_drafts(store: Store) -> list[str]:
     removed = []
     for key in store.drafts():
         lock = FileLock(store.root / ".locks" / f"{key}.lock", thread_local=False)
-        with suppress(Timeout, NotImplementedError), lock.acquire(timeout=0):
+        with suppress(Timeout, NotImplementedError), lock.acquire(timeout=0):  # where nobody can lock, nobody can tell: all stay
             shutil.rmtree(store.root / f".draft-{key}", ignore_errors=True)
             removed.append(key)
     return removed
