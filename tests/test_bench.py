@@ -53,7 +53,7 @@ def test_a_job_takes_the_rows_that_are_counted(subject, preset):
     config = PRESETS[preset].config("a star", **changes)
     film = 4 * 4 if preset == "published" else 0
     assert run.rows == count_work(4, config, visited=config.inversion_steps).total + film
-    assert set(run.seconds) == {"invert", "edit", "decode"} | ({"film"} if film else set())
+    assert set(run.seconds) == {"invert", "film" if preset == "published" else "record", "edit", "decode"}
     assert len(run.edited) == 4 and run.memory > 0
 
 
@@ -64,9 +64,19 @@ def test_published_is_what_people_ran(subject):
     assert (work.total + 500 * 24) / 24 == 1168.75  # METHOD, section 5
 
 
-def test_a_recorded_source_is_a_stage(subject):
-    run = run_job(subject, Preset("recorded", dict(source_branch="recorded", num_inference_steps=2)), 3)
-    assert set(run.seconds) == {"invert", "record", "edit", "decode"} and min(run.seconds.values()) > 0
+def test_what_is_not_recorded_is_no_stage(subject):
+    run = run_job(subject, Preset("live", dict(source_branch="live", num_inference_steps=2)), 3)
+    assert set(run.seconds) == {"invert", "edit", "decode"} and min(run.seconds.values()) > 0
+
+
+def test_the_published_preset_computes_channels_first(subject, monkeypatch):
+    seen = []
+    layout = lambda: subject.model.unet.conv_in.weight.is_contiguous()  # noqa: E731
+    monkeypatch.setattr("tokenflow_nb.bench.invert", lambda *args: seen.append(layout()) or (_ for _ in ()).throw(KeyboardInterrupt))
+    for preset in ("default", "published"):
+        with pytest.raises(KeyboardInterrupt):
+            run_job(subject, PRESETS[preset], 2)
+    assert seen == [False, True] and not layout()
 
 
 def test_operations_are_those_of_the_rows(subject):

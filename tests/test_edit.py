@@ -233,7 +233,7 @@ def test_edit_video_writes_a_playable_file_and_its_record(model, store, clip, tm
     assert len(back) == 5 and back.fps == 12.5 and back.size == (64, 64)
     record = json.loads((tmp_path / "result" / "run.json").read_text())
     assert EditConfig(**record["config"]) == result.config and record["model"]["digest"] == model.digest
-    assert set(record["timings"]) == {"read", "load", "invert", "edit", "decode"}
+    assert set(record["timings"]) == {"read", "load", "invert", "record", "edit", "decode"}
 
 
 def test_a_file_gets_its_record_beside_it(model, store, clip, tmp_path):

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from tokenflow_nb import probe
+from tokenflow_nb import probe, source
 from tokenflow_nb.clip import read_clip, write_clip
 from tokenflow_nb.edit import Edit, edit_video
 from tokenflow_nb.panels import EditPanel
@@ -35,8 +35,8 @@ def options(model):
 def make(clip, options, tmp_path):
     "A state whose work is done in place, on a store of its own."
 
-    def made(source=clip, **changes):
-        return EditState(source, store=Store(tmp_path / "store"), worker=Worker(threaded=False), **options | changes)
+    def made(shown=clip, **changes):
+        return EditState(shown, store=Store(tmp_path / "store"), worker=Worker(threaded=False), **options | changes)
 
     return made
 
@@ -53,26 +53,33 @@ def cancelling(monkeypatch):
     "Cancels a state's work after its n-th step of any kind; counts the steps that were begun."
 
     def after(state, count):
-        begun, once, predict = [0], Edit.step, state.given.predict
+        begun, once, record_once, predict = [0], Edit.step, source._record_step, state.given.predict
 
         def tick():
             begun[0] += 1
             if begun[0] == count:
                 state.cancel()
 
-        def step(edit):
-            tick()
-            monkeypatch.setattr(state.given, "predict", predict)
-            try:
-                return once(edit)
-            finally:
-                monkeypatch.setattr(state.given, "predict", counted)
+        def whole(take):
+            "Counts a step as one, whatever the model is asked in it."
+
+            def step(*arguments):
+                tick()
+                monkeypatch.setattr(state.given, "predict", predict)
+                try:
+                    return take(*arguments)
+                finally:
+                    monkeypatch.setattr(state.given, "predict", counted)
+
+            return step
 
         def counted(*arguments, **named):
             tick()
             return predict(*arguments, **named)
 
-        monkeypatch.setattr(Edit, "step", step)
+        monkeypatch.setattr(Edit, "step", whole(once))
+        monkeypatch.setattr(source, "_record_step", whole(record_once))
+        monkeypatch.setattr("tokenflow_nb.panels.edit.learn", lambda *what: None)  # looks at the model, too
         monkeypatch.setattr(state.given, "predict", counted)
         return begun
 
@@ -88,10 +95,10 @@ def test_render_is_edit_video(make, expected):
     state.render()
     assert state.error == "" and same(state.rendered, expected)
     assert state.rendered.config == expected.config and state.rendered.model == expected.model
-    assert set(state.rendered.timings) == {"invert", "edit", "decode"}
+    assert set(state.rendered.timings) == {"invert", "record", "edit", "decode"}
 
 
-@pytest.mark.parametrize("count", range(1, 2 * STEPS + 1))
+@pytest.mark.parametrize("count", range(1, 3 * STEPS + 1))
 def test_cancel_within_a_step_loses_nothing(make, expected, cancelling, count):
     state = make()
     begun = cancelling(state, count)
@@ -100,7 +107,7 @@ def test_cancel_within_a_step_loses_nothing(make, expected, cancelling, count):
     assert state.rendered is None and state.error == "" and not state.worker.busy
     assert "Stopped" in state.progress.text and "goes on" in state.progress.text
     state.render()
-    assert begun[0] == 2 * STEPS  # not one step twice
+    assert begun[0] == 3 * STEPS  # not one step twice
     assert same(state.rendered, expected)
 
 
@@ -110,7 +117,32 @@ def test_a_change_of_the_prompt_keeps_a_cancelled_inversion(make, cancelling):
     state.render()
     state.prompt = "a red star on grass"
     state.render()
-    assert begun[0] == 2 * STEPS and state.rendered.config.prompt == "a red star on grass"
+    assert begun[0] == 3 * STEPS and state.rendered.config.prompt == "a red star on grass"
+
+
+def test_a_change_of_the_prompt_keeps_a_cancelled_record(make, cancelling, monkeypatch):
+    state = make()
+    asked, predict = [], state.given.predict
+    cancelling(state, STEPS + 2)
+    state.render()
+    assert "recording the source, step 2" in state.progress.text
+    monkeypatch.undo()
+    monkeypatch.setattr("tokenflow_nb.panels.edit.learn", lambda *what: None)  # looks at the model, too
+    monkeypatch.setattr(state.given, "predict", lambda *what, **named: asked.append(len(what[0])) or predict(*what, **named))
+    state.prompt = "a red star on grass"
+    state.render()
+    assert asked[:2] == [2, FRAMES] and len(asked) == 2 + 2 * STEPS  # keyframes and frames of the last step, then the edit
+    assert state.rendered.config.prompt == "a red star on grass"
+
+
+def test_another_prompt_is_spared_inversion_and_record(make, monkeypatch):
+    state = make()
+    state.render()
+    asked, predict = [], state.given.predict
+    monkeypatch.setattr(state.given, "predict", lambda *what, **named: asked.append(len(what[0])) or predict(*what, **named))
+    state.prompt = "a red star on grass"
+    state.render()
+    assert asked == [3 * 2, 2 * FRAMES] * STEPS and state.rendered.config.prompt == "a red star on grass"
 
 
 def test_another_source_prompt_starts_anew_and_leaves_no_rubbish(make, cancelling, tmp_path):
@@ -266,18 +298,18 @@ def test_words_that_the_model_does_not_read_are_told(make):
 def test_the_outlook_follows_the_settings(make, monkeypatch):
     monkeypatch.setattr(probe, "_PROBES", {})
     state = make(num_inference_steps=10, keyframe_interval=2)
-    assert state.outlook == f"{10 + 10 * 3 * 1.5:.0f} evaluations a frame, {FRAMES * 55} in all · 852.0 kB of disk"
+    assert state.outlook == f"{10 + 10 * (1.5 + 3 * 0.5 + 2):.0f} evaluations a frame, {FRAMES * 60} in all · 852.0 kB of disk"
     state.num_inference_steps = 2
-    assert state.outlook.startswith("11 evaluations a frame, 44 in all")
+    assert state.outlook.startswith("12 evaluations a frame, 48 in all")
     state.guidance_scale = 1.0
-    assert state.outlook.startswith("8 evaluations")
+    assert state.outlook.startswith("9 evaluations")
     for name, value in dict(keyframe_interval=0, method="pn", guidance_scale=-1.0).items():
         before = getattr(state, name)
         setattr(state, name, value)
         assert state.outlook == ""
         setattr(state, name, before)
     state.prompt = ""
-    assert state.outlook.startswith("8 evaluations")
+    assert state.outlook.startswith("9 evaluations")
     assert state.error == ""
 
 

@@ -28,11 +28,11 @@ JOBS = {
     "no guidance": (5, dict(guidance_scale=1.0, keyframe_interval=2)),
     "groups": (11, dict(keyframe_interval=1, max_joint_keyframes=4, block_size=3)),
     "all keyframes": (11, dict(keyframe_interval=1, max_joint_keyframes=None)),
-    "recorded": (7, dict(keyframe_interval=2, source_branch="recorded")),
-    "recorded, sdedit": (7, dict(keyframe_interval=2, source_branch="recorded", method="sdedit", strength=0.5)),
+    "live": (7, dict(keyframe_interval=2, source_branch="live")),
+    "sdedit": (7, dict(keyframe_interval=2, method="sdedit", strength=0.5)),
     "repeated, finer inversion": (3, dict(keyframe_interval=3, inversion_steps=7, correction="repeated")),
     "jointly": (4, dict(rule="joint", keyframe_interval=4)),
-    "per frame": (4, dict(rule="per_frame", source_branch="recorded")),
+    "per frame": (4, dict(rule="per_frame")),
     "published": (9, dict(rule="published", keyframe_interval=4, inversion_steps=10, remeasure=True, correction="none", max_joint_keyframes=None)),
 }
 
@@ -64,9 +64,9 @@ def test_the_rows_that_are_counted_are_those_that_run(model, tmp_path, name):
 
 
 def test_stages_are_counted_apart():
-    config = EditConfig("a star", num_inference_steps=10, keyframe_interval=4, source_branch="recorded", method="sdedit", strength=0.5)
+    config = EditConfig("a star", num_inference_steps=10, keyframe_interval=4, method="sdedit", strength=0.5)
     work = count_work(12, config)
-    assert (work.invert, work.record, work.keyframes, work.frames) == (120, 10 * (3 + 12), 5 * 3 * 3, 5 * 2 * 12)
+    assert (work.invert, work.record, work.keyframes, work.frames) == (120, 5 * (3 + 12), 5 * 3 * 3, 5 * 2 * 12)
 
 
 def test_the_cost_of_a_frame_does_not_grow_with_the_clip():
@@ -79,12 +79,24 @@ def test_forecast_adds_up_and_takes_the_highest(model, found):
     config = EditConfig("a star", num_inference_steps=50)
     made = forecast(24, (128, 128), config, model, found)
     assert made.evaluations == count_work(24, config).total == sum(stage.evaluations for stage in made.stages)
-    assert math.isclose(made.seconds, 24 * (0.01 + 50 * 0.01) + 50 * made.stages[1].seconds / 50 + 50 * 24 * 0.02 + 24 * 0.02)
+    parts = {stage.part: stage.seconds for stage in made.stages}
+    keyframes = parts["record source"] - 50 * 24 * 0.008 + parts["keyframe passes"]
+    assert math.isclose(made.seconds, 24 * (0.01 + 50 * 0.01) + keyframes + 50 * 24 * 0.02 + 24 * 0.02) and 0 < keyframes
     assert made.memory == max(stage.memory for stage in made.stages)
-    assert set(made.by_stage) == {"invert", "edit", "decode"} and math.isclose(sum(made.by_stage.values()), made.seconds)
+    assert set(made.by_stage) == {"invert", "record", "edit", "decode"} and math.isclose(sum(made.by_stage.values()), made.seconds)
     json.dumps(made.record(), allow_nan=False)
     for text in (str(made), made._repr_html_()):
-        assert "keyframe passes" in text and f"{made.evaluations:,}" in text and "recorded" in text
+        assert "keyframe passes" in text and f"{made.evaluations:,}" in text and "not again for another prompt" in text
+
+
+def test_what_the_disk_cannot_hold_is_told(model, found, monkeypatch):
+    config = EditConfig("a star")
+    need = forecast(200, (128, 128), config, model, found).disk
+    monkeypatch.setattr("tokenflow_nb.planner.free_disk", lambda root: int(0.8 * need))
+    (said,) = forecast(200, (128, 128), config, model, found, memory=1e12).warnings
+    assert "on the disk" in said and "source_branch='live'" in said
+    live = forecast(200, (128, 128), EditConfig("a star", source_branch="live"), model, found, memory=1e12)
+    assert live.warnings == () and "source_branch='recorded'" in live.advice[0]
 
 
 def test_without_a_probe_what_is_not_known_is_not_said(model):

@@ -99,7 +99,7 @@ def test_any_setting_makes_another_edit(edit):
 
 
 def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(edit, tmp_path, monkeypatch):
-    whole, save, room_left = edit(tmp_path / "other"), store_room.save_file, [5]
+    whole, save, room_left = edit(tmp_path / "other"), store_room.save_file, [3 + 4 * 3 + 2]  # trajectory, record, checkpoints
 
     def until_full(tensors, path):
         room_left[0] -= 1
@@ -110,7 +110,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(edit, tmp_pa
     monkeypatch.setattr(store_room, "save_file", until_full)
     with pytest.raises(StoreError, match="disk is full"):
         edit()
-    assert [entry.meta["kind"] for entry in Store(tmp_path / "cache").entries()] == ["trajectory"]
+    assert {entry.meta["kind"] for entry in Store(tmp_path / "cache").entries()} == {"trajectory", "source"}
     room_left[0] = 10**6
     resumed = edit()
     assert resumed.resumed_at == 2 and np.array_equal(resumed.edited.frames, whole.edited.frames)
@@ -140,14 +140,14 @@ def test_a_process_does_not_wait_for_itself(model, clip, tmp_path):
 
 
 def test_a_recorded_source_gives_the_same_edit(edit):
-    live, recorded = edit(), edit(source_branch="recorded")
+    live, recorded = edit(source_branch="live"), edit()
     assert recorded.resumed_at == 0 and "record" in recorded.timings
     difference = live.edited.frames.astype(int) - recorded.edited.frames
     assert np.abs(difference).max() <= 2 and (difference != 0).mean() < 0.05
 
 
 def test_a_second_prompt_records_nothing_again(edit, model, monkeypatch):
-    edit(source_branch="recorded")
+    edit()
     branches, join = [], room.Denoiser._guided
 
     def seen(self, context, *rest):
@@ -156,7 +156,7 @@ def test_a_second_prompt_records_nothing_again(edit, model, monkeypatch):
         return result
 
     monkeypatch.setattr(room.Denoiser, "_guided", seen)
-    edit(source_branch="recorded", negative_prompt="a circle")
+    edit(negative_prompt="a circle")
     assert set(branches) == {("source", "negative", "positive"), ("negative", "positive")}  # keyframes, frames
     assert branches.count(("negative", "positive")) == 4 * 3
 

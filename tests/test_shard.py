@@ -160,7 +160,6 @@ def test_an_interrupt_ends_all(tmp_path):
         (dict(rule="joint"), {}, "rule='joint' edits all frames edited jointly|rule='linear' and keyframe_interval=1"),
         (dict(rule="per_frame"), {}, "run edit_video on pieces"),
         (dict(keyframe_interval=10), {}, "keyframe_interval=10"),
-        (dict(source_branch="recorded"), {}, "source_branch='live'"),
         ({}, dict(device="mps"), "device='mps'"),
         ({}, dict(timeout=0), "timeout=0"),
         ({}, dict(size=(0, 64)), "size=\\(0, 64\\)"),

@@ -68,6 +68,7 @@ class Context:
     keyframes: dict[str, KeyframeTokens] = field(default_factory=dict)  # by layer, for the frame pass
     carried: int = 0  # keyframe pass: how many of them stay, before those of the pass
     members: slice = field(default_factory=lambda: slice(None))  # keyframe pass: the rows that are kept; others are only attended to
+    recorded: bool = False  # the frame pass has no source branch: it reads what that would say
     source: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)  # by layer, of this pass
     frames: Sequence[int] = ()  # the frames of the clip that each branch holds
     watch: Callable[[str, str, dict[str, torch.Tensor], Sequence[int]], None] | None = None  # is shown what passes
@@ -139,10 +140,12 @@ class TokenFlowAttention:
         return joint_attention(query, key, value, heads)
 
     def _keep(self, tokens: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]):
-        kept, members, start = self.context.keyframes.setdefault(self.layer, KeyframeTokens()), self.context.members, self.context.carried
+        context, members, start = self.context, self.context.members, self.context.carried
+        kept = context.keyframes.setdefault(self.layer, KeyframeTokens())
         for branch, output in outputs.items():
-            kept.write(branch, output[members], start)
-        if "source" in tokens:
+            if not (context.recorded and branch == "source"):
+                kept.write(branch, output[members], start)
+        if "source" in tokens and not context.recorded:
             kept.write("keys", normalise_keys(tokens["source"][members]), start)
 
     def _propagate(self, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

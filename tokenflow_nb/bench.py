@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'STAGES', 'LENGTHS', 'CLOCKS', 'Preset', 'find_preset', 'Subject', 'toy_subjects', 'rendered',
-           'sd_subjects', 'Run', 'rows_counted', 'Stopwatch', 'run_job', 'matrix_rate', 'operations', 'Line',
-           'bench_preset', 'table', 'flat', 'growth', 'plot_growth', 'growth_table', 'machine', 'Bench', 'bench']
+           'sd_subjects', 'Run', 'rows_counted', 'channels_first', 'Stopwatch', 'run_job', 'matrix_rate', 'operations',
+           'Line', 'bench_preset', 'table', 'flat', 'growth', 'plot_growth', 'growth_table', 'machine', 'Bench',
+           'bench']
 
 # %% ../nbs/13_bench.ipynb #9551c5ab
 import csv
@@ -17,7 +18,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -129,6 +130,16 @@ def rows_counted(unet: torch.nn.Module) -> Iterator[list[int]]:
         hook.remove()
 
 
+@contextmanager
+def channels_first(unet: torch.nn.Module) -> Iterator[None]:
+    "The weights laid out as they are saved, for the length of a `with` block: the published program knows no other way."
+    unet.to(memory_format=torch.contiguous_format)
+    try:
+        yield
+    finally:
+        unet.to(memory_format=torch.channels_last)
+
+
 class Stopwatch:
     "Seconds and peak memory of stages that follow one another."
 
@@ -162,7 +173,8 @@ def run_job(
     "Edits a clip by a preset from beginning to end, and measures it."
     model, clip, config = subject.model, subject.clip(frames), preset.config(subject.prompt, subject.source_prompt, **changes)
     watch, film = Stopwatch(model.device, clock, base), None
-    with tempfile.TemporaryDirectory() as folder, rows_counted(model.unet) as rows:
+    layout = channels_first(model.unet) if preset.published else nullcontext()
+    with tempfile.TemporaryDirectory() as folder, rows_counted(model.unet) as rows, layout:
         store = Store(folder)
         with watch.stage("invert"):
             how = config.num_inference_steps, config.inversion_steps, config.block_size, store, progress, config.correction
@@ -171,7 +183,7 @@ def run_job(
             with watch.stage("film"):
                 film = reconstruct(model, trajectory, config.inversion_steps, config.block_size)
         edit = Edit(model, trajectory, config, clip, keep_history=False)
-        if config.source_branch == "recorded":
+        if config.recorded:
             with watch.stage("record"):
                 edit.denoiser.record = record_for(edit, store, progress)
         edit.denoiser.processor = WrittenOutAttention if preset.published else TokenFlowAttention
@@ -214,7 +226,7 @@ def operations(subject: Subject, preset: Preset, frames: int, **changes) -> floa
     a_row["keyframes"] = parts["keyframes"].operations / 3 / max(passes, default=1)
     up = work.invert + (config.inversion_steps or 0) * frames * preset.published
     return (
-        up * a_row["row"] + work.keyframes * a_row["keyframes"] + work.frames * a_row["frames"] / 3
+        up * a_row["row"] + work.keyframes * a_row["keyframes"] + (work.record + work.frames) * a_row["frames"] / 3
         + frames * (a_row["encode"] + (1 + preset.published) * a_row["decode"])
     )
 

@@ -337,8 +337,8 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     _option(
         finer,
         "--source-branch",
-        "recorded: what the source's features say is written down once, and other prompts for this clip are faster",
-        choices=("live", "recorded"),
+        "recorded: what the source's features say is written down once, and other prompts for this clip are faster; live: nothing is written",
+        choices=("recorded", "live"),
     )
     _option(
         finer, "--anew", "begin anew, not where the same edit was interrupted", dest="resume", action="store_false", default=None

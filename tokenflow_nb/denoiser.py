@@ -89,7 +89,8 @@ class Denoiser:
         "Rows and their guided noise, from the first frame to the last."
         count = len(latents)
         kept = self.context.keyframes if self.context else {}  # its memory serves again
-        with installed(self.model.unet, Context(injection=injection, keyframes=kept), self.model.backbone.features, self.processor) as context:
+        context = Context(injection=injection, keyframes=kept, recorded=self.record is not None)
+        with installed(self.model.unet, context, self.model.backbone.features, self.processor):
             self.context = context
             if self.rule == "joint":
                 context.watch, context.members = watch, slice(0)  # there is no frame pass

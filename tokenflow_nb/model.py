@@ -357,6 +357,8 @@ def load_model(
             continue
         if device.type == "cpu":
             _feed_by_rows(parts["unet"])
+        if device.type != "mps":
+            parts["unet"].to(memory_format=torch.channels_last)  # as convolutions compute: else each copies its tensors there and back
         info = MODELS.get(name)
         return Model(**parts, name=name, guidance_scale=info.guidance_scale if info else 7.5)
     raise ModelError(_not_loaded(name, failures))

@@ -18,7 +18,7 @@ from .keyframes import intervals
 from .memory import free_memory
 from .model import Model
 from .probe import Probe, asked_probe, known_probe
-from .store import in_bytes
+from .store import cache_home, free_disk, in_bytes
 from .work import Work, count_work, is_guided, joint_passes
 
 if TYPE_CHECKING:
@@ -125,12 +125,14 @@ class _Job:
         return 3 if self.guided else 2
 
     @property
-    def passes(self) -> list[int]:
-        return joint_passes(self.frames, self.config)
+    def taken(self) -> int:
+        "Steps of the edit."
+        steps = self.config.num_inference_steps
+        return steps - self.config.editor.first_step(steps)
 
     @property
-    def recorded(self) -> bool:
-        return self.config.source_branch == "recorded" and self.config.rule not in WITHOUT_PROPAGATION
+    def passes(self) -> list[int]:
+        return joint_passes(self.frames, self.config)
 
     @property
     def pictures(self) -> int:
@@ -142,20 +144,18 @@ class _Job:
 # %% ../nbs/10_planner.ipynb #9a6049a0
 def _seconds(job: _Job) -> dict[str, float]:
     "By part; NaN without a probe."
-    parts, probe, config = ("invert", "record", "keyframes", "frames", "decode"), job.probe, job.config
+    parts, probe, taken = ("invert", "record", "keyframes", "frames", "decode"), job.probe, job.taken
     if probe is None:
         return dict.fromkeys(parts, math.nan)
-    steps = config.num_inference_steps
-    taken = steps - config.editor.first_step(steps)
     passes = [sum(probe.keyframe_pass(joint, branches).seconds for joint in job.passes) for branches in (1, job.branches)]
     frame = probe.frames.seconds * job.branches / probe.branches
     alone = frame / job.branches if math.isnan(probe.record) else probe.record
-    in_frames = 0 if config.rule == "joint" else job.frames
+    in_frames = 0 if job.config.rule == "joint" else job.frames
     return dict(
         invert=job.frames * probe.encode.seconds + job.work().invert * probe.invert.seconds,
-        record=job.recorded * steps * (passes[0] + job.frames * alone),
+        record=job.config.recorded * taken * (passes[0] + job.frames * alone),
         keyframes=taken * passes[1],
-        frames=taken * in_frames * (frame - job.recorded * alone),
+        frames=taken * in_frames * (frame - job.config.recorded * alone),
         decode=job.frames * probe.decode.seconds,
     )
 
@@ -166,14 +166,15 @@ def _memory(job: _Job, rows: int) -> dict[str, float]:
     if probe is None:
         return dict.fromkeys(("invert", "record", "keyframes", "frames", "decode"), math.nan)
     joint, latents = max(job.passes, default=0), min(job.frames * job.latents, FRAMES_IN_MEMORY)  # those of a long clip lie in files
-    kept = joint * (probe.kept + job.branches * probe.output)  # of groups: the members, and the one that is carried to the next
-    block = rows * probe.frames.bytes * job.branches / probe.branches
+    keys, outputs = (0, job.branches - 1) if job.config.recorded else (probe.kept, job.branches)
+    kept = joint * (keys + outputs * probe.output)  # of groups: the members, and the one that is carried to the next
+    branch = rows * probe.frames.bytes / probe.branches
     path = 2 * rows * (job.kept + 1) * job.latents
     parts = dict(
         invert=rows * max(probe.encode.bytes, probe.invert.bytes) + path,
-        record=(kept + block / job.branches + rows * probe.recorded) if job.recorded else 0.0,
+        record=(joint * (probe.kept + probe.output) + branch + rows * probe.recorded) if job.config.recorded else 0.0,
         keyframes=2 * latents + probe.keyframe_pass(joint, job.branches).bytes,
-        frames=2 * latents + kept + block if job.config.rule != "joint" else 0.0,
+        frames=2 * latents + kept + (job.branches - job.config.recorded) * branch if job.config.rule != "joint" else 0.0,
         decode=latents + rows * probe.decode.bytes + min(job.pictures, FRAMES_IN_MEMORY),
     )
     return {part: need + probe.warm_up if need else 0.0 for part, need in parts.items()}
@@ -185,7 +186,7 @@ def _disk(job: _Job, recorded: int = 0) -> dict[str, float]:
     files, rooms = (size if size > FRAMES_IN_MEMORY else 0 for size in (job.pictures, latents))
     return dict(
         invert=(job.kept + 1) * latents + files,
-        record=job.frames * job.config.num_inference_steps * recorded if job.recorded else 0,
+        record=job.work().record and job.taken * job.frames * recorded,
         keyframes=0,
         frames=2 * (latents + rooms),  # the checkpoint before goes when the next one is there
         decode=files,
@@ -194,15 +195,13 @@ def _disk(job: _Job, recorded: int = 0) -> dict[str, float]:
 
 def _reasons(job: _Job) -> dict[str, str]:
     "By part, in words."
-    config, work, passes = job.config, job.work(), job.passes
-    steps = config.num_inference_steps
-    taken, times = steps - config.editor.first_step(steps), find_correction(config.correction).evaluations
+    config, work, passes, taken, times = job.config, job.work(), job.passes, job.taken, find_correction(job.config.correction).evaluations
     groups = f" in {len(passes)} groups with guests" if len(passes) > 1 else ""
     tokens = f", and the tokens of {max(passes)} keyframes" if passes and config.rule not in WITHOUT_PROPAGATION else ""
-    branches = job.branches - job.recorded
+    branches = job.branches - job.config.recorded
     return dict(
         invert=f"{job.frames} frames × {job.visited} steps × {times} evaluation{'s' * (times > 1)}; {job.kept + 1} latents a frame are kept",
-        record=f"({job.frames} frames + {sum(passes)} keyframes) × {steps} steps, the source branch alone; not again for another prompt" if job.recorded else "",
+        record=f"({job.frames} frames + {sum(passes)} keyframes) × {taken} steps, the source branch alone; not again for another prompt" if job.config.recorded else "",
         keyframes=f"{sum(passes)} keyframes{groups} × {taken} steps × {job.branches} branches; {max(passes, default=0)} at once" if work.keyframes else "",
         frames=f"{job.frames} frames × {taken} steps × {branches} branches; {min(config.block_size, job.frames)} at a time{tokens}" if work.frames else "",
         decode=f"{job.frames} frames",
@@ -227,9 +226,18 @@ def _warnings(job: _Job, memory: float, fits: int | None) -> tuple[str, ...]:
     return (f"{need}, and no block_size makes it fit: try {'max_joint_keyframes=4' if max(job.passes, default=0) > 4 else 'a smaller size'}.",)
 
 
+def _disk_warnings(disk: dict[str, float], free: int) -> tuple[str, ...]:
+    "That the edit does not fit onto the disk, and what to do."
+    need = sum(disk.values())
+    if need <= 0.9 * free:
+        return ()
+    way = f"source_branch='live' does without {in_bytes(disk['record'])} of it" if disk["record"] else "make room, or set TOKENFLOW_HOME to a folder on another disk"
+    return (f"It writes {in_bytes(need)} where {in_bytes(free)} are free on the disk: {way}.",)
+
+
 def _advice(job: _Job) -> tuple[str, ...]:
-    "Whether to record the source branch."
-    if job.recorded or not job.probe.recorded or job.config.rule in WITHOUT_PROPAGATION:
+    "What a record of the source branch would save, where there is none."
+    if job.config.recorded or not job.probe.recorded or job.config.rule in WITHOUT_PROPAGATION:
         return ()
     rows = job.config.num_inference_steps * job.frames
     return (
@@ -258,7 +266,7 @@ def forecast(
     stages = tuple(
         Stage(names[part], titles[part], getattr(work, part, 0), seconds[part], needs[part], disk[part], reasons[part]) for part in names if reasons[part]
     )
-    said = (_warnings(job, memory, fits), _advice(job)) if found else ((), ())
+    said = (_warnings(job, memory, fits) + _disk_warnings(disk, free_disk(cache_home())), _advice(job)) if found else ((), ())
     return Forecast(frames, str(model.device), stages, *said, fits)
 
 

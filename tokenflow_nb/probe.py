@@ -190,7 +190,7 @@ def probe(
     denoiser = _noise_job(model, config, words, joint, rows, latents.shape[1:])
     keyframes, passed = _passes(denoiser, twice, clock)
     recorded = math.nan
-    if config.source_branch == "recorded" and config.rule not in WITHOUT_PROPAGATION:
+    if config.recorded:
         recorded = _passes(_noise_job(model, config, words, joint, rows, latents.shape[1:], branches=("source",)), twice, clock)[1].seconds / rows
     numbers = sum(count * channels for count, channels in tokens)
     return Probe(
@@ -198,8 +198,13 @@ def probe(
         invert=_cost(lambda: model.predict(block, 1, words.source), rows, *how), record=recorded, pair=_pair(model, tokens, clock),
         encode=_cost(lambda: model.encode(pictures), rows, *how), decode=_cost(lambda: model.decode(block), rows, *how),
         kept=4 * numbers, output=model.dtype.itemsize * numbers, warm_up=warm_up,
-        recorded=sum(4 * count for count, _ in tokens) + features,
+        recorded=_recorded(tokens, features),
     )
+
+
+def _recorded(tokens: list[tuple[int, int]], features: int) -> int:
+    "Bytes of a frame and step in a record: two fields of int16 for each self-attention, and the features."
+    return sum(4 * count for count, _ in tokens) + features
 
 # %% ../nbs/10_probe.ipynb #9a4a78ad
 _PROBES: dict[tuple, Probe] = {}
@@ -239,10 +244,14 @@ def learn(
 ) -> None:
     "Keeps what an edit took for forecasts without a probe, unless there was a probe."
     key, work = _key(model, size, config, frames), count_work(frames, config, is_guided(config, model))
+    if key in _PROBES:
+        return
     branches, joint = 3 if is_guided(config, model) else 2, max(joint_passes(frames, config), default=0)
     row = timings["edit"] / (work.keyframes + work.frames)
     up = timings["invert"] / work.invert if "invert" in timings else row
     each = dict(invert=up, keyframes=joint * branches * row, frames=branches * row, encode=0.0, decode=timings["decode"] / frames)
     costs = {part: Cost(seconds, math.nan) for part, seconds in each.items()}
-    found = Probe(min(config.block_size, frames), joint, branches, **costs, record=row, pair=0.0, kept=0, output=0, recorded=0)
-    _PROBES.setdefault(key, found)
+    latents = torch.zeros(1, model.vae.config.latent_channels, *(side // model.vae_scale for side in size))
+    recorded = _recorded(*_sizes(model, latents, model.embed("")))
+    found = Probe(min(config.block_size, frames), joint, branches, **costs, record=row, pair=0.0, kept=0, output=0, recorded=recorded)
+    _PROBES[key] = found

@@ -411,15 +411,13 @@ def _checked(
     "The settings with their keyframe interval. Raises `ValueError` for what cannot be sharded."
     if config.rule in WITHOUT_PROPAGATION:
         raise ValueError(f"rule={config.rule!r} edits {_INSTEAD[config.rule]}")
-    if config.source_branch != "live":
-        raise ValueError(f"source_branch={config.source_branch!r}: a sharded edit runs the source branch: give source_branch='live'")
     interval = config.keyframe_interval or min(8, frames)
     cut_shards(frames, interval, shards)
     if device not in ("cuda", "cpu"):
         raise ValueError(f"device={device!r}: give 'cuda' for one GPU to each shard, or 'cpu'")
     if device == "cuda" and shards > torch.cuda.device_count():
         raise ValueError(f"shards={shards}: this machine has {torch.cuda.device_count()} GPUs; give at most so many shards, or device='cpu'")
-    return replace(config, keyframe_interval=interval)
+    return replace(config, keyframe_interval=interval, source_branch="live")  # no record: what it would save is spread over the devices
 
 # %% ../nbs/15_shard.ipynb #d219f127
 def edit_sharded(

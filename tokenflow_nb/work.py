@@ -52,12 +52,11 @@ def count_work(
     "The `Work` of an edit that finds nothing in the store."
     steps, passes = config.num_inference_steps, joint_passes(frames, config)
     taken, branches = steps - config.editor.first_step(steps), 3 if guided else 2
-    recorded = config.source_branch == "recorded" and config.rule not in WITHOUT_PROPAGATION
     return Work(
         invert=frames * (visited or steps) * find_correction(config.correction).evaluations,
-        record=steps * (sum(passes) + frames) if recorded else 0,
+        record=taken * (sum(passes) + frames) if config.recorded else 0,
         keyframes=taken * branches * sum(passes),
-        frames=0 if config.rule == "joint" else taken * (branches - recorded) * frames,
+        frames=0 if config.rule == "joint" else taken * (branches - config.recorded) * frames,
     )
 
 # %% ../nbs/10_work.ipynb #d82812fe

@@ -10,6 +10,7 @@ __all__ = ['TOY_SCENE', 'SETTINGS', 'METHODS', 'Source', 'open_source', 'toy_sou
 import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from threading import Event
@@ -20,10 +21,9 @@ import numpy as np
 import traitlets
 
 from ..clip import Clip, as_clip, fit_clip
-from ..edit import Edit, EditConfig, EditResult, default_size
+from ..edit import Edit, EditConfig, EditResult, default_size, record_for, recording_for
 from ..guidance import EDITORS
 from ..inversion import Trajectory, invert, inverting
-from ..keyframes import intervals
 from ..model import MODELS, Model, load_model
 from .base import Busy, Code, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words, progress_bar
 from ..planner import forecast
@@ -118,7 +118,7 @@ class Run:
         store: Store,
         last: "Run | None" = None,  # its inversion is taken over where it is the same
     ):
-        self.model, self.clip, self.config = model, clip, config
+        self.model, self.clip, self.config, self.store = model, clip, config, store
         self.inversion = (model, clip, config.source_prompt, config.num_inference_steps, config.inversion_steps, config.block_size, store)
         kept = last if last and last.inversion == self.inversion else None
         self.climb = kept.climb if kept else inverting(*self.inversion)
@@ -148,21 +148,24 @@ class Run:
         return None
 
     def _steps(self) -> Generator[tuple[str, int, int, str], None, EditResult]:
-        config, count = self.config, len(self.clip)
-        steps, first = config.num_inference_steps, config.editor.first_step(config.num_inference_steps)
-        keyframes = 0 if config.rule == "joint" else len(intervals(count, config.keyframe_interval or min(8, count)))
-        weight, below = 3 * (count + keyframes), count * steps
-        total = below + weight * (steps - first)
+        config, work = self.config, count_work(len(self.clip), self.config)
+        steps = config.num_inference_steps - config.editor.first_step(config.num_inference_steps)
+        below, total = work.invert, work.total
         if self.trajectory is None:
             for done, of in self.climb:
                 yield "invert", done * below // of, total, f"inverting the clip, {100 * done // of} %"
             self.trajectory = invert(*self.inversion, progress=False)  # it is in the store now
         if self.edit is None:
             self.edit = self._made()
+        if config.recorded and self.edit.denoiser.record is None:
+            with closing(recording_for(self.edit, self.store)) as steps_of_record:
+                for done, of in steps_of_record:
+                    yield "record", below + work.record * done // of, total, f"recording the source, step {done} of {of}"
+            self.edit.denoiser.record = record_for(self.edit, self.store, progress=False)  # it is in the store now
         while not self.edit.done:
             self.edit.step()
-            number = self.edit.index - first
-            yield "edit", below + weight * number, total, f"editing, step {number} of {steps - first}"
+            number = self.edit.index - self.edit.first
+            yield "edit", total - (work.keyframes + work.frames) * (steps - number) // steps, total, f"editing, step {number} of {steps}"
         return self._result()
 
     def _made(self) -> Edit:
@@ -179,10 +182,11 @@ class Run:
         timings = {stage: round(seconds, 3) for stage, seconds in self.timings.items()}
         return EditResult.of(self.edit, edited, timings | dict(decode=round(time.perf_counter() - began, 3)))
 
-    def close(self) -> None:
-        "Leaves it for good: an inversion that is not finished is removed from the store."
+    def close(self, follower: "Run | None" = None) -> None:
+        "Leaves it for good; a run that follows may go on with its inversion."
         self._walk.close()
-        self.climb.close()
+        if follower is None or follower.climb is not self.climb:
+            self.climb.close()
 
 # %% ../../nbs/panels/03_edit.ipynb #5853177e
 class EditState(traitlets.HasTraits):
@@ -377,8 +381,8 @@ class EditState(traitlets.HasTraits):
         clip, last = self._clip(model, positions), self._runs.get(kind)
         if last is None or not last.same(model, clip, config):
             self._runs[kind] = Run(model, clip, config, self.store, last)
-            if last and last.climb is not self._runs[kind].climb:
-                last.close()
+            if last:
+                last.close(self._runs[kind])
         run = self._runs[kind]
         result = run.go(stop, self.progress)
         self.note = "\n".join(run.warnings)
