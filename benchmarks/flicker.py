@@ -1,5 +1,6 @@
 """Where does the flicker come in? TokenFlow propagates the outputs of self-attention; everything else of the UNet still sees a
-frame's own latents. This propagates more and more of it along the same correspondences, and measures what that changes.
+frame's own latents. This propagates more and more of it along the same correspondences, injects more of the source, guides fewer of the
+steps, and measures what that changes.
 
     python benchmarks/flicker.py --scenes 6
 
@@ -76,6 +77,11 @@ VARIANTS = {  # name: (what more is propagated, where), changes of the settings
     "source features at every step": (None, dict(pnp_f_t=1.0)),
     "source attention at every step": (None, dict(pnp_attn_t=1.0)),
     "both": (None, dict(pnp_f_t=1.0, pnp_attn_t=1.0)),
+    "guidance stops at 0.6 of the steps": (None, dict(guidance_stop=0.6)),
+    "guidance stops at 0.4": (None, dict(guidance_stop=0.4)),
+    "guidance stops at 0.2": (None, dict(guidance_stop=0.2)),
+    "at 0.4, source attention at every step": (None, dict(guidance_stop=0.4, pnp_attn_t=1.0)),
+    "at 0.4, per frame": (None, dict(guidance_stop=0.4, rule="per_frame")),
     "+ cross-attention": (("attn2", EVERYWHERE), {}),
     "+ feed-forward": (("ff", EVERYWHERE), {}),
     "+ residual path, not the last block": (("block", ("down", "mid", "up_blocks.1", "up_blocks.2")), {}),
@@ -94,7 +100,7 @@ def main() -> None:
         if hasattr(block, "set_chunk_feed_forward"):
             block.set_chunk_feed_forward(None)  # the hooks see whole batches
     for case in toy_benchmark(options.scenes, 1, frames=options.frames):
-        config = EditConfig(case.prompt, case.source_prompt, num_inference_steps=options.steps, keyframe_interval=4)
+        config = EditConfig(case.prompt, case.source_prompt, guidance_stop=1.0, num_inference_steps=options.steps, keyframe_interval=4)
         with tempfile.TemporaryDirectory() as folder:
             job = Job(model, case.source, config, store=Store(folder))
             clips = {"per frame": job.edit(rule="per_frame"), "VAE": vae(job)}
@@ -107,10 +113,10 @@ def main() -> None:
             found.setdefault(name, []).append([row.measures[figure].value for figure in FIGURES])
         print(case.name, flush=True)
     means = {name: np.mean(figures, 0) for name, figures in found.items()}
-    print(f"\n| {'':<36} | warp error | recovered | object dB | background dB | sharpness |\n|---|---|---|---|---|---|")
+    print(f"\n| {'':<38} | warp error | recovered | object dB | background dB | sharpness |\n|---|---|---|---|---|---|")
     for name, (warp, inside, outside, sharp) in means.items():
         share = consistency_recovered(warp, means["per frame"][0], means["VAE"][0])
-        print(f"| {name:<36} | {1e3 * warp:.2f} | {share:.2f} | {inside:.1f} | {outside:.1f} | {sharp:.2f} |")
+        print(f"| {name:<38} | {1e3 * warp:.2f} | {share:.2f} | {inside:.1f} | {outside:.1f} | {sharp:.2f} |")
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def test_another_prompt_is_spared_inversion_and_record(make, monkeypatch):
     monkeypatch.setattr(state.given, "predict", lambda *what, **named: asked.append(len(what[0])) or predict(*what, **named))
     state.prompt = "a red star on grass"
     state.render()
-    assert asked == [3 * 2, 2 * FRAMES] * STEPS and state.rendered.config.prompt == "a red star on grass"
+    assert asked == [3 * 2, 2 * FRAMES] + [2 * 2, FRAMES] * (STEPS - 1) and state.rendered.config.prompt == "a red star on grass"
 
 
 def test_another_source_prompt_starts_anew_and_leaves_no_rubbish(make, cancelling, tmp_path):
@@ -298,9 +298,9 @@ def test_words_that_the_model_does_not_read_are_told(make):
 def test_the_outlook_follows_the_settings(make, monkeypatch):
     monkeypatch.setattr(probe, "_PROBES", {})
     state = make(num_inference_steps=10, keyframe_interval=2)
-    assert state.outlook == f"{10 + 10 * (1.5 + 3 * 0.5 + 2):.0f} evaluations a frame, {FRAMES * 60} in all · 852.0 kB of disk"
+    assert state.outlook == f"{10 + 10 * (1.5 + 2 * 0.5 + 1) + 4 * 1.5:.0f} evaluations a frame, {FRAMES * 51} in all · 852.0 kB of disk"
     state.num_inference_steps = 2
-    assert state.outlook.startswith("12 evaluations a frame, 48 in all")
+    assert state.outlook.startswith("9 evaluations a frame, 36 in all")
     state.guidance_scale = 1.0
     assert state.outlook.startswith("9 evaluations")
     for name, value in dict(keyframe_interval=0, method="pn", guidance_scale=-1.0).items():
@@ -326,7 +326,7 @@ def test_the_first_render_teaches_the_outlook_its_minutes(make, monkeypatch):
 def test_nothing_is_loaded_for_an_outlook(clip, monkeypatch):
     monkeypatch.setattr("tokenflow_nb.panels.edit.load_model", lambda name: pytest.fail("a model was loaded"))
     state = EditState(clip, prompt="a star", model="sd1.5", num_inference_steps=2)
-    assert state.outlook.startswith("10 evaluations a frame") and EditState(model="sd1.5").outlook == ""
+    assert state.outlook.startswith("8 evaluations a frame") and EditState(model="sd1.5").outlook == ""
 
 
 def test_two_clicks_on_run(clip, options, tmp_path, monkeypatch):

@@ -24,6 +24,8 @@ SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8
 SIZE = (64, 64)
 JOBS = {
     "one frame": (1, dict()),
+    "guidance to the end": (5, dict(keyframe_interval=2, guidance_stop=1.0)),
+    "guidance never": (5, dict(keyframe_interval=2, guidance_stop=0.0)),
     "default": (9, dict(keyframe_interval=4)),
     "no guidance": (5, dict(guidance_scale=1.0, keyframe_interval=2)),
     "groups": (11, dict(keyframe_interval=1, max_joint_keyframes=4, block_size=3)),
@@ -66,7 +68,7 @@ def test_the_rows_that_are_counted_are_those_that_run(model, tmp_path, name):
 def test_stages_are_counted_apart():
     config = EditConfig("a star", num_inference_steps=10, keyframe_interval=4, method="sdedit", strength=0.5)
     work = count_work(12, config)
-    assert (work.invert, work.record, work.keyframes, work.frames) == (120, 5 * (3 + 12), 5 * 3 * 3, 5 * 2 * 12)
+    assert (work.invert, work.record, work.keyframes, work.frames) == (120, 5 * (3 + 12), (2 * 5 + 2) * 3, (5 + 2) * 12)
 
 
 def test_the_cost_of_a_frame_does_not_grow_with_the_clip():
@@ -81,7 +83,8 @@ def test_forecast_adds_up_and_takes_the_highest(model, found):
     assert made.evaluations == count_work(24, config).total == sum(stage.evaluations for stage in made.stages)
     parts = {stage.part: stage.seconds for stage in made.stages}
     keyframes = parts["record source"] - 50 * 24 * 0.008 + parts["keyframe passes"]
-    assert math.isclose(made.seconds, 24 * (0.01 + 50 * 0.01) + keyframes + 50 * 24 * 0.02 + 24 * 0.02) and 0 < keyframes
+    assert math.isclose(made.seconds, 24 * (0.01 + 50 * 0.01) + keyframes + 24 * (2 * 50 + 20) * 0.02 / 3 + 24 * 0.02)
+    assert keyframes > 0
     assert made.memory == max(stage.memory for stage in made.stages)
     assert set(made.by_stage) == {"invert", "record", "edit", "decode"} and math.isclose(sum(made.by_stage.values()), made.seconds)
     json.dumps(made.record(), allow_nan=False)

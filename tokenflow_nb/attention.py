@@ -68,6 +68,7 @@ class Context:
     keyframes: dict[str, KeyframeTokens] = field(default_factory=dict)  # by layer, for the frame pass
     carried: int = 0  # keyframe pass: how many of them stay, before those of the pass
     members: slice = field(default_factory=lambda: slice(None))  # keyframe pass: the rows that are kept; others are only attended to
+    guided: bool = True  # at this step; else no negative branch runs
     recorded: bool = False  # the frame pass has no source branch: it reads what that would say
     source: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)  # by layer, of this pass
     frames: Sequence[int] = ()  # the frames of the clip that each branch holds

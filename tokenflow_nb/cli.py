@@ -266,6 +266,7 @@ _EDIT_OPTIONS = (
     "block_size",
     "max_joint_keyframes",
     "source_branch",
+    "guidance_stop",
     "resume",
 )
 
@@ -327,6 +328,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     )
     finer = parser.add_argument_group("finer settings", "Left out, each has the default of EditConfig.")
     _option(finer, "--inversion-steps", "steps of the inversion", type=int, metavar="N")
+    _option(finer, "--guidance-stop", "share of the steps with guidance", type=float, metavar="X")
     _option(finer, "--rule", "how frames draw on keyframes", choices=("paper", "published", "linear"))
     _option(finer, "--strength", "sdedit: share of the steps that are run, 0 to 1", type=float, metavar="X")
     _option(finer, "--pnp-f-t", "pnp: share of the steps that inject features", type=float, metavar="X")

@@ -74,9 +74,10 @@ class Denoiser:
         injection: Injection,
         keyframes: torch.Tensor,  # (k,) ascending frame indices
         watch: Callable | None = None,  # is shown the tokens of every frame: see `Context`
+        guided: bool = True,  # False: the noise under the positive prompt alone
     ) -> torch.Tensor:
         "The guided noise `(f, c, h, w)`."
-        return torch.cat([noise for _, noise in self.by_blocks(latents, timestep, injection, keyframes, watch)])
+        return torch.cat([noise for _, noise in self.by_blocks(latents, timestep, injection, keyframes, watch, guided)])
 
     def by_blocks(
         self,
@@ -85,11 +86,12 @@ class Denoiser:
         injection: Injection,
         keyframes: torch.Tensor,  # (k,) ascending frame indices
         watch: Callable | None = None,
+        guided: bool = True,
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         "Rows and their guided noise, from the first frame to the last."
         count = len(latents)
         kept = self.context.keyframes if self.context else {}  # its memory serves again
-        context = Context(injection=injection, keyframes=kept, recorded=self.record is not None)
+        context = Context(injection=injection, keyframes=kept, guided=guided, recorded=self.record is not None)
         with installed(self.model.unet, context, self.model.backbone.features, self.processor):
             self.context = context
             if self.rule == "joint":
@@ -155,10 +157,11 @@ class Denoiser:
     @torch.no_grad()
     def _guided(self, context: Context, latents: torch.Tensor, timestep: int, frames: list[int]) -> torch.Tensor:
         "One pass over some frames, branches together or one after the other, and guidance between them."
-        noise, context.frames, branches = {}, frames, self.branches
+        noise, context.frames, absent = {}, frames, set() if context.guided else {"negative"}
         if self.record and context.plan:
             context.source = self.record.at(timestep, frames, self.model.device)
-            branches = tuple(branch for branch in branches if branch != "source")
+            absent.add("source")
+        branches = tuple(branch for branch in self.branches if branch not in absent)
         for context.branches in [(branch,) for branch in branches] if self.apart else [branches]:
             rows = {branch: self._rows(branch, latents, timestep, frames) for branch in context.branches}
             embeds = {branch: getattr(self.conditioning, branch).expand(len(frames), -1, -1) for branch in rows}

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from . import __version__
 from .clip import Clip, as_clip, fit_clip, gather_frames, let_go, restore_clip, side_by_side, write_clip
 from .denoiser import WITHOUT_PROPAGATION, Conditioning, Denoiser
-from .guidance import Editor, make_editor, remeasured_start
+from .guidance import Editor, check_fraction, make_editor, remeasured_start
 from .inversion import Trajectory, check_finite, find_correction, invert
 from .keyframes import intervals, joint_groups, keyframe_table
 from .memory import PeakMemory, room_for
@@ -52,6 +52,7 @@ class EditConfig:
     method: str = "pnp"  # the base image editor: pnp, sdedit
     num_inference_steps: int = 25  # denoising steps
     guidance_scale: float | None = None  # None: the model's own default, 7.5 for Stable Diffusion
+    guidance_stop: float = 0.4  # fraction of the steps that are run, from the noisy end, with guidance; afterwards there is no negative branch
     keyframe_interval: int | None = None  # a keyframe is drawn in every so many frames; None: 8, or the length of a shorter clip
     rule: str = "paper"  # how frames draw on keyframes: paper, linear, published; without propagation: joint, per_frame
     seed: int = 0  # of the keyframe draws
@@ -76,6 +77,7 @@ class EditConfig:
         scale = self.guidance_scale
         if scale is not None and (not isinstance(scale, (int, float)) or isinstance(scale, bool) or not 0 <= scale <= 100):
             raise ValueError(f"guidance_scale={scale!r}: give a number from 0 to 100; 1 is no guidance")
+        check_fraction("guidance_stop", self.guidance_stop)
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ValueError(f"seed={self.seed!r}: give a whole number")
         interval = self.keyframe_interval  # that it is no longer than the clip is checked when there is a clip
@@ -92,6 +94,11 @@ class EditConfig:
     def editor(self) -> Editor:
         return make_editor(self.method, pnp_f_t=self.pnp_f_t, pnp_attn_t=self.pnp_attn_t, strength=self.strength)
 
+    def guided(self, step: int) -> bool:
+        "Whether guidance acts at a step, counted from the noisy end of the schedule."
+        first = self.editor.first_step(self.num_inference_steps)
+        return step - first < int((self.num_inference_steps - first) * self.guidance_stop)
+
     @property
     def recorded(self) -> bool:
         "Whether the frame pass reads a record of the source branch. Without propagation there is nothing to record."
@@ -100,7 +107,8 @@ class EditConfig:
     @classmethod
     def published(cls, prompt: str, **changes) -> "EditConfig":
         "The authors' program: 500 inversion steps, its propagation rule, its start noise, its keyframe interval, all keyframes together."
-        theirs = dict(rule="published", inversion_steps=500, remeasure=True, guidance_scale=7.5, keyframe_interval=8, num_inference_steps=50)
+        theirs = dict(rule="published", inversion_steps=500, remeasure=True, guidance_scale=7.5, guidance_stop=1.0)
+        theirs |= dict(keyframe_interval=8, num_inference_steps=50)
         return cls(prompt, **theirs | dict(correction="none", max_joint_keyframes=None, source_branch="live") | changes)
 
 
@@ -165,7 +173,7 @@ class Edit:
         watch: Callable | None = None,  # is shown the tokens of every frame: see `Context`
     ) -> torch.Tensor:
         "The guided noise `(f, c, h, w)` at the current step, without taking it."
-        return self.denoiser.noise(*self._place(), watch)
+        return self.denoiser.noise(*self._place(), watch=watch, guided=self.config.guided(self.index))
 
     def _place(self) -> tuple:
         "What the denoiser is asked at the current step."
@@ -180,7 +188,7 @@ class Edit:
         levels = self.model.schedule.level(timestep), self.model.schedule.level(below)
         latents = room_for(self.latents)
         let_go(self.latents)  # the step before and a checkpoint have read them all
-        for rows, noise in self.denoiser.by_blocks(*self._place()):
+        for rows, noise in self.denoiser.by_blocks(*self._place(), guided=self.config.guided(self.index)):
             latents[rows] = ddim_move(self.latents[rows], noise, *levels)
             let_go(self.latents)
             let_go(latents)
@@ -472,7 +480,7 @@ def edit_video(
     "Edits a video by a sentence. Bad arguments raise `ValueError` before any long work."
     reading = {name: config.pop(name) for name in _READ if name in config}
     settings = EditConfig(
-        prompt, source_prompt, negative_prompt, method, num_inference_steps, guidance_scale, keyframe_interval, seed=seed,
+        prompt, source_prompt, negative_prompt, method, num_inference_steps, guidance_scale, keyframe_interval=keyframe_interval, seed=seed,
         **_known(config, _READ),
     )
     target, timings, clock = _target(out), {}, _Clock()

@@ -19,7 +19,7 @@ from .memory import free_memory
 from .model import Model
 from .probe import Probe, asked_probe, known_probe
 from .store import cache_home, free_disk, in_bytes
-from .work import Work, count_work, is_guided, joint_passes
+from .work import Work, count_work, guided_steps, is_guided, joint_passes
 
 if TYPE_CHECKING:
     from tokenflow_nb.edit import EditConfig
@@ -122,7 +122,13 @@ class _Job:
 
     @property
     def branches(self) -> int:
-        return 3 if self.guided else 2
+        "At the most, in a step."
+        return 3 if self.negative else 2
+
+    @property
+    def negative(self) -> int:
+        "Steps with a negative branch."
+        return self.guided * guided_steps(self.config)
 
     @property
     def taken(self) -> int:
@@ -147,15 +153,15 @@ def _seconds(job: _Job) -> dict[str, float]:
     parts, probe, taken = ("invert", "record", "keyframes", "frames", "decode"), job.probe, job.taken
     if probe is None:
         return dict.fromkeys(parts, math.nan)
-    passes = [sum(probe.keyframe_pass(joint, branches).seconds for joint in job.passes) for branches in (1, job.branches)]
-    frame = probe.frames.seconds * job.branches / probe.branches
-    alone = frame / job.branches if math.isnan(probe.record) else probe.record
+    alone, two, three = (sum(probe.keyframe_pass(joint, branches).seconds for joint in job.passes) for branches in (1, 2, 3))
+    branch = probe.frames.seconds / probe.branches
+    source = branch if math.isnan(probe.record) else probe.record
     in_frames = 0 if job.config.rule == "joint" else job.frames
     return dict(
         invert=job.frames * probe.encode.seconds + job.work().invert * probe.invert.seconds,
-        record=job.config.recorded * taken * (passes[0] + job.frames * alone),
-        keyframes=taken * passes[1],
-        frames=taken * in_frames * (frame - job.config.recorded * alone),
+        record=job.config.recorded * taken * (alone + job.frames * source),
+        keyframes=(taken - job.negative) * two + job.negative * three,
+        frames=in_frames * ((2 * taken + job.negative) * branch - job.config.recorded * taken * source),
         decode=job.frames * probe.decode.seconds,
     )
 
@@ -193,17 +199,26 @@ def _disk(job: _Job, recorded: int = 0) -> dict[str, float]:
     )
 
 
+def _steps(
+    job: _Job,
+    spared: bool = False,  # the source branch
+) -> str:
+    "Steps and branches in words."
+    counts = {3 - spared: job.negative, 2 - spared: job.taken - job.negative}
+    said = [f"{steps} steps × {branches} branch{'es' * (branches > 1)}" for branches, steps in counts.items() if steps]
+    return f"({' + '.join(said)})" if len(said) > 1 else said[0]
+
+
 def _reasons(job: _Job) -> dict[str, str]:
     "By part, in words."
     config, work, passes, taken, times = job.config, job.work(), job.passes, job.taken, find_correction(job.config.correction).evaluations
     groups = f" in {len(passes)} groups with guests" if len(passes) > 1 else ""
     tokens = f", and the tokens of {max(passes)} keyframes" if passes and config.rule not in WITHOUT_PROPAGATION else ""
-    branches = job.branches - job.config.recorded
     return dict(
         invert=f"{job.frames} frames × {job.visited} steps × {times} evaluation{'s' * (times > 1)}; {job.kept + 1} latents a frame are kept",
         record=f"({job.frames} frames + {sum(passes)} keyframes) × {taken} steps, the source branch alone; not again for another prompt" if job.config.recorded else "",
-        keyframes=f"{sum(passes)} keyframes{groups} × {taken} steps × {job.branches} branches; {max(passes, default=0)} at once" if work.keyframes else "",
-        frames=f"{job.frames} frames × {taken} steps × {branches} branches; {min(config.block_size, job.frames)} at a time{tokens}" if work.frames else "",
+        keyframes=f"{sum(passes)} keyframes{groups} × {_steps(job)}; {max(passes, default=0)} at once" if work.keyframes else "",
+        frames=f"{job.frames} frames × {_steps(job, job.config.recorded)}; {min(config.block_size, job.frames)} at a time{tokens}" if work.frames else "",
         decode=f"{job.frames} frames",
     )
 

@@ -186,12 +186,13 @@ class ShardDenoiser(Denoiser):
         injection: Injection,
         keyframes: torch.Tensor,  # (k,) ascending frame indices, of the whole clip
         watch: Callable | None = None,
+        guided: bool = True,
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         "Rows and their guided noise, from the shard's first frame to its last."
         plan, shard = self._plan(keyframes), self.ranks.own
         keyframes = keyframes - shard.frames.start
         own = keyframes[shard.keyframes.start : shard.keyframes.stop].tolist()
-        with installed(self.model.unet, Context(injection=injection), self.model.backbone.features) as context:
+        with installed(self.model.unet, Context(injection=injection, guided=guided), self.model.backbone.features) as context:
             self.context = context
             if len(joint_groups(len(keyframes), self.max_joint_keyframes)) > 1:
                 self._meet(latents, timestep, keyframes.tolist(), own)

@@ -76,7 +76,7 @@ class Branch:
         if type(edit.editor).after_step is Editor.after_step and levels[0] != levels[1]:
             return clean_from_step(before, after, *levels)
         injection = edit.editor.injection(edit.model.backbone, step, len(edit.timesteps))
-        return predicted_clean(before, edit.denoiser.noise(before, timesteps[step], injection, edit.keyframes[step]), levels[0])
+        return predicted_clean(before, edit.denoiser.noise(before, timesteps[step], injection, edit.keyframes[step], guided=edit.config.guided(step)), levels[0])
 
     def keyframes(self, position: int) -> list[int]:
         "The frames that were keyframes in the step that led to a position."
@@ -325,7 +325,7 @@ def player_films(state: DenoiseState, source: list[bytes]) -> dict[str, list[byt
 
 # %% ../../nbs/panels/02_denoise.ipynb #561b34d3
 _ROW, _TIGHT = dict(flex_flow="row wrap", align_items="center"), dict(description_width="initial")
-_FORKABLE = {"pnp": ("pnp_f_t", "pnp_attn_t"), "sdedit": ()}  # thresholds by method
+_FORKABLE = {"pnp": ("pnp_f_t", "pnp_attn_t", "guidance_stop"), "sdedit": ("guidance_stop",)}  # thresholds by method
 
 
 def _button(text: str, tooltip: str) -> ipywidgets.Button:
