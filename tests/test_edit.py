@@ -223,6 +223,20 @@ def test_unknown_feature_layers_are_refused_before_anything_is_installed(model):
     assert bystanders(model.unet) == around
 
 
+@pytest.mark.parametrize("steps, stop, guided", [(10, 0.4, 4), (2, 0.4, 1), (5, 1.0, 5), (5, 0.0, 0)])
+def test_guidance_acts_at_the_first_steps(steps, stop, guided):
+    config = EditConfig("a star", num_inference_steps=steps, guidance_stop=stop)
+    assert [config.guided(step) for step in range(steps)] == [True] * guided + [False] * (steps - guided)
+    later = EditConfig("a star", method="sdedit", strength=0.5, num_inference_steps=2 * steps, guidance_stop=stop)
+    assert [config.guided(step) for step in range(steps)] == [later.guided(step) for step in range(steps, 2 * steps)]  # of the steps that are run
+
+
+def test_a_step_without_guidance_is_one_of_scale_one(start):
+    free, weak = start(guidance_stop=0.0), start(guidance_scale=1.0)
+    assert torch.equal(free.noise(), weak.noise())
+    assert not torch.allclose(free.noise(), start(guidance_stop=1.0).noise())
+
+
 def test_edit_video_writes_a_playable_file_and_its_record(model, store, clip, tmp_path):
     result = edit_video(
         Clip(clip.frames, fps=12.5), "a gold star on grass", model=model, num_inference_steps=2, size=(64, 64), out=tmp_path / "result",

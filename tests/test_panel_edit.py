@@ -300,7 +300,7 @@ def test_the_outlook_follows_the_settings(make, monkeypatch):
     state = make(num_inference_steps=10, keyframe_interval=2)
     assert state.outlook == f"{10 + 10 * (1.5 + 2 * 0.5 + 1) + 4 * 1.5:.0f} evaluations a frame, {FRAMES * 51} in all · 852.0 kB of disk"
     state.num_inference_steps = 2
-    assert state.outlook.startswith("9 evaluations a frame, 36 in all")
+    assert state.outlook.startswith("10 evaluations a frame, 42 in all")
     state.guidance_scale = 1.0
     assert state.outlook.startswith("9 evaluations")
     for name, value in dict(keyframe_interval=0, method="pn", guidance_scale=-1.0).items():
@@ -326,7 +326,7 @@ def test_the_first_render_teaches_the_outlook_its_minutes(make, monkeypatch):
 def test_nothing_is_loaded_for_an_outlook(clip, monkeypatch):
     monkeypatch.setattr("tokenflow_nb.panels.edit.load_model", lambda name: pytest.fail("a model was loaded"))
     state = EditState(clip, prompt="a star", model="sd1.5", num_inference_steps=2)
-    assert state.outlook.startswith("8 evaluations a frame") and EditState(model="sd1.5").outlook == ""
+    assert state.outlook.startswith("9 evaluations a frame") and EditState(model="sd1.5").outlook == ""
 
 
 def test_two_clicks_on_run(clip, options, tmp_path, monkeypatch):

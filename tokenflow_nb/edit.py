@@ -97,7 +97,7 @@ class EditConfig:
     def guided(self, step: int) -> bool:
         "Whether guidance acts at a step, counted from the noisy end of the schedule."
         first = self.editor.first_step(self.num_inference_steps)
-        return step - first < int((self.num_inference_steps - first) * self.guidance_stop)
+        return step - first < round((self.num_inference_steps - first) * self.guidance_stop)
 
     @property
     def recorded(self) -> bool:
