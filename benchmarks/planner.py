@@ -12,7 +12,7 @@ from pathlib import Path
 
 JOBS = {  # name: frames, side in pixels, settings
     "default, 24 frames": (24, 128, dict(num_inference_steps=12)),
-    "96 frames, recorded source": (96, 128, dict(num_inference_steps=5, source_branch="recorded")),
+    "96 frames, live source": (96, 128, dict(num_inference_steps=5, source_branch="live")),
     "64 pixels, SDEdit, block of 4": (32, 64, dict(num_inference_steps=24, method="sdedit", block_size=4)),
     "published rule, all keyframes together": (80, 96, dict(num_inference_steps=6, rule="published", max_joint_keyframes=None, inversion_steps=12)),
 }
