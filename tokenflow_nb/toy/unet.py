@@ -401,7 +401,10 @@ def train_unet(
     if processes is None:
         processes = min(2, os.cpu_count() or 1) if run.device == "cpu" else 1
     if processes == 1:
-        return _train_unet(0, 1, run)
+        try:
+            return _train_unet(0, 1, run)
+        finally:
+            torch.set_flush_denormal(False)  # it holds for the whole process, and this one is the caller's
     masks(run)  # made by one process, before several ask for them
     meeting = run.folder / f"meeting-{uuid.uuid4().hex[:8]}"
     try:
