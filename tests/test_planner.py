@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,13 +84,19 @@ def test_forecast_adds_up_and_takes_the_highest(model, found):
     assert made.evaluations == count_work(24, config).total == sum(stage.evaluations for stage in made.stages)
     parts = {stage.part: stage.seconds for stage in made.stages}
     keyframes = parts["record source"] - 50 * 24 * 0.008 + parts["keyframe passes"]
-    assert math.isclose(made.seconds, 24 * (0.01 + 50 * 0.01) + keyframes + 24 * (2 * 50 + 20) * 0.02 / 3 + 24 * 0.02)
+    assert math.isclose(made.seconds, 24 * (0.01 + 50 * 0.01) + keyframes + 24 * (50 * 0.008 + 50 * 0.002 + 70 * 0.006) + 24 * 0.02)
     assert keyframes > 0
     assert made.memory == max(stage.memory for stage in made.stages)
     assert set(made.by_stage) == {"invert", "record", "edit", "decode"} and math.isclose(sum(made.by_stage.values()), made.seconds)
     json.dumps(made.record(), allow_nan=False)
     for text in (str(made), made._repr_html_()):
         assert "keyframe passes" in text and f"{made.evaluations:,}" in text and "not again for another prompt" in text
+
+
+def test_what_a_pass_costs_whatever_its_branches_is_not_spared(model, found):
+    flat = replace(found, record=found.frames.seconds)  # one branch takes as long as three
+    made = forecast(24, (128, 128), EditConfig("a star"), model, flat)
+    assert math.isclose({stage.part: stage.seconds for stage in made.stages}["frame passes"], 24 * 25 * found.frames.seconds)
 
 
 def test_what_the_disk_cannot_hold_is_told(model, found, monkeypatch):

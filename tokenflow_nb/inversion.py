@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['CORRECTIONS', 'NoiseAt', 'inversion_grid', 'Trajectory', 'Excerpt', 'Correction', 'find_correction', 'invert_latents',
-           'climb', 'check_finite', 'invert', 'inverting', 'check_size', 'denoise', 'reconstruct', 'psnr', 'Gate',
-           'gate']
+           'climb', 'check_finite', 'invert', 'with_bar', 'inverting', 'check_size', 'denoise', 'reconstruct', 'psnr',
+           'Gate', 'gate']
 
 # %% ../nbs/03_inversion.ipynb #4483324b
 import difflib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -194,8 +195,12 @@ def invert(
     correction: str = "predicted",  # a name in `CORRECTIONS`: how the error of each step is kept small
 ) -> Trajectory:
     "The `Trajectory` of a clip, from the store if clip, model, prompt, steps and correction are the same as before."
-    walk = inverting(model, clip, prompt, steps, inversion_steps, block_size, store, correction)
-    with tqdm(desc="invert", unit="step", disable=not progress, delay=0.1) as bar:  # what is found in the store needs no bar
+    return with_bar(inverting(model, clip, prompt, steps, inversion_steps, block_size, store, correction), "invert", progress)
+
+
+def with_bar(walk: Generator[tuple[int, int], None, Any], name: str, progress: bool) -> Any:
+    "What a walk returns that yields steps done and steps in all, with a progress bar."
+    with tqdm(desc=name, unit="step", disable=not progress, delay=0.1) as bar:  # what is found in the store needs no bar
         try:
             while True:
                 done, bar.total = next(walk)

@@ -148,20 +148,28 @@ class _Job:
         return count_work(self.frames, self.config, self.guided, self.visited)
 
 # %% ../nbs/10_planner.ipynb #9a6049a0
+def _frame_costs(probe: Probe) -> tuple[float, float, float]:
+    "Seconds of a frame in a frame pass: whatever its branches, for each branch, and with the source branch alone."
+    if math.isnan(probe.record):
+        each = probe.frames.seconds / probe.branches
+        return 0.0, each, each
+    each = max(0.0, (probe.frames.seconds - probe.record) / (probe.branches - 1))
+    return max(0.0, probe.record - each), each, probe.record
+
+
 def _seconds(job: _Job) -> dict[str, float]:
     "By part; NaN without a probe."
     parts, probe, taken = ("invert", "record", "keyframes", "frames", "decode"), job.probe, job.taken
     if probe is None:
         return dict.fromkeys(parts, math.nan)
     alone, two, three = (sum(probe.keyframe_pass(joint, branches).seconds for joint in job.passes) for branches in (1, 2, 3))
-    branch = probe.frames.seconds / probe.branches
-    source = branch if math.isnan(probe.record) else probe.record
+    fixed, branch, source = _frame_costs(probe)
     in_frames = 0 if job.config.rule == "joint" else job.frames
     return dict(
         invert=job.frames * probe.encode.seconds + job.work().invert * probe.invert.seconds,
         record=job.config.recorded * taken * (alone + job.frames * source),
         keyframes=(taken - job.negative) * two + job.negative * three,
-        frames=in_frames * ((2 * taken + job.negative) * branch - job.config.recorded * taken * source),
+        frames=in_frames * (taken * fixed + ((2 - job.config.recorded) * taken + job.negative) * branch),
         decode=job.frames * probe.decode.seconds,
     )
 

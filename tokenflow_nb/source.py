@@ -10,12 +10,11 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
-from tqdm.auto import tqdm
 
 from .attention import Injection
 from .denoiser import WITHOUT_PROPAGATION, Conditioning, Denoiser
 from .guidance import Editor
-from .inversion import Trajectory
+from .inversion import Trajectory, with_bar
 from .model import Blocks, Model
 from .store import Draft, Entry, Store, digest
 
@@ -73,13 +72,7 @@ def record_source(
 ) -> SourceRecord:
     "The `SourceRecord` for edits by this rule and table, from the store if it was made before. Raises `ValueError` for a rule without propagation."
     walk = recording(model, trajectory, timesteps, keyframes, interval, rule, max_joint_keyframes, block_size, store)
-    with tqdm(desc="record source", unit="step", disable=not progress, delay=0.1) as bar:  # what is found in the store needs no bar
-        try:
-            while True:
-                done, bar.total = next(walk)
-                bar.update(done - bar.n)
-        except StopIteration as end:
-            return end.value
+    return with_bar(walk, "record source", progress)
 
 
 def recording(

@@ -21,13 +21,14 @@ import numpy as np
 import traitlets
 
 from ..clip import Clip, as_clip, fit_clip
-from ..edit import Edit, EditConfig, EditResult, default_size, record_for, recording_for
+from ..edit import Edit, EditConfig, EditResult, default_size, recording_for
 from ..guidance import EDITORS
 from ..inversion import Trajectory, invert, inverting
 from ..model import MODELS, Model, load_model
 from .base import Busy, Code, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words, progress_bar
 from ..planner import forecast
 from ..probe import known_probe, learn
+from ..source import SourceRecord
 from ..store import Store, cache_home, digest
 from ..toy.world import Scene
 from ..work import count_work
@@ -158,15 +159,21 @@ class Run:
         if self.edit is None:
             self.edit = self._made()
         if config.recorded and self.edit.denoiser.record is None:
-            with closing(recording_for(self.edit, self.store)) as steps_of_record:
-                for done, of in steps_of_record:
-                    yield "record", below + work.record * done // of, total, f"recording the source, step {done} of {of}"
-            self.edit.denoiser.record = record_for(self.edit, self.store, progress=False)  # it is in the store now
+            self.edit.denoiser.record = yield from self._recording(below, work.record, total)
         while not self.edit.done:
             self.edit.step()
             number = self.edit.index - self.edit.first
             yield "edit", total - (work.keyframes + work.frames) * (steps - number) // steps, total, f"editing, step {number} of {steps}"
         return self._result()
+
+    def _recording(self, before: int, whole: int, total: int) -> Generator[tuple[str, int, int, str], None, SourceRecord]:
+        with closing(recording_for(self.edit, self.store)) as walk:
+            while True:
+                try:
+                    done, of = next(walk)
+                except StopIteration as end:
+                    return end.value
+                yield "record", before + whole * done // of, total, f"recording the source, step {done} of {of}"
 
     def _made(self) -> Edit:
         "The edit at its start; what it warns of, words of the prompt that the model does not read, is kept."
