@@ -220,7 +220,7 @@ def _run_demo(args: argparse.Namespace) -> None:
     print(f"background   {found['background_psnr']:.1f} dB to the source; higher is better kept")
     print(
         f"consistency  {found['warp_error']:.2f} warp error x 1000, the source's own {found['source_warp_error']:.2f}; lower is steadier"
-        f"   ({sum(seconds.values()):.0f} s in all, {seconds['invert'] + seconds['edit']:.0f} of inversion and edit)"
+        f"   ({sum(seconds.values()):.0f} s in all, {sum(seconds[stage] for stage in ('invert', 'record', 'edit')):.0f} of inversion, record and edit)"
     )
 
 
