@@ -295,6 +295,32 @@ def test_a_full_disk_is_explained_and_costs_nothing(tmp_path, monkeypatch, step)
     assert os.listdir(tmp_path) == ["trajectory-old"] and store.get("trajectory-old") is not None
 
 
+def no_flock(monkeypatch):
+    "A file system that cannot lock, as newer versions of filelock meet it: they lock by a file that exists."
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "no locks here")))
+
+
+def no_lock(monkeypatch):
+    "The same, as older versions meet it."
+    monkeypatch.setattr(store_module.FileLock, "acquire", lambda *_, **__: (_ for _ in ()).throw(NotImplementedError("use SoftFileLock")))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks of Windows are others")
+@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.parametrize("without, kept", [(no_flock, 0), (no_lock, 1)])
+def test_where_nobody_can_lock_work_is_done_and_drafts_that_may_be_at_work_stay(tmp_path, monkeypatch, without, kept):
+    without(monkeypatch)
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt), store.drafting("other-1") as draft:
+        draft.put("part", {"x": torch.ones(3)})
+        raise KeyboardInterrupt
+    with store.drafting(KEY) as draft:
+        draft.put("part", {"x": torch.ones(3)})
+    assert torch.equal(store.get(KEY).tensor("part", "x"), torch.ones(3))
+    store.prune(0)
+    assert store.get(KEY) is None and len(store.drafts()) == kept
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no RLIMIT_FSIZE")
 def test_a_real_limit_on_file_size_is_explained(tmp_path):
     write(Store(tmp_path), "trajectory-old")
