@@ -44,9 +44,9 @@ JOBS = {
 def found():
     "A probe with round figures, of 8 keyframes and 8 frames at a time in 3 branches."
     megabyte = 1e6
-    costs = dict(invert=(0.01, 3), keyframes=(0.3, 100), frames=(0.02, 8), encode=(0.01, 10), decode=(0.02, 12))
+    costs = dict(invert=(0.01, 3), keyframes=(0.3, 100), frames=(0.02, 6), after=(0.012, 3), record=(0.008, 3), encode=(0.01, 10), decode=(0.02, 12))
     parts = {part: Cost(seconds, megabyte * count) for part, (seconds, count) in costs.items()}
-    return Probe(rows=8, joint=8, branches=3, **parts, record=0.008, pair=1e-4, kept=400_000, output=400_000, recorded=25_000)
+    return Probe(rows=8, joint=8, branches=3, **parts, pair=1e-4, kept=400_000, output=400_000, recorded=25_000)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_forecast_adds_up_and_takes_the_highest(model, found):
     assert made.evaluations == count_work(24, config).total == sum(stage.evaluations for stage in made.stages)
     parts = {stage.part: stage.seconds for stage in made.stages}
     keyframes = parts["record source"] - 50 * 24 * 0.008 + parts["keyframe passes"]
-    assert math.isclose(made.seconds, 24 * (0.01 + 50 * 0.01) + keyframes + 24 * (50 * 0.008 + 50 * 0.002 + 70 * 0.006) + 24 * 0.02)
+    assert math.isclose(made.seconds, 24 * (0.01 + 50 * 0.01) + keyframes + 24 * (50 * 0.008 + 20 * 0.02 + 30 * 0.012) + 24 * 0.02)
     assert keyframes > 0
     assert made.memory == max(stage.memory for stage in made.stages)
     assert set(made.by_stage) == {"invert", "record", "edit", "decode"} and math.isclose(sum(made.by_stage.values()), made.seconds)
@@ -93,8 +93,8 @@ def test_forecast_adds_up_and_takes_the_highest(model, found):
         assert "keyframe passes" in text and f"{made.evaluations:,}" in text and "not again for another prompt" in text
 
 
-def test_what_a_pass_costs_whatever_its_branches_is_not_spared(model, found):
-    flat = replace(found, record=found.frames.seconds)  # one branch takes as long as three
+def test_a_pass_without_guidance_is_measured_too(model, found):
+    flat = replace(found, after=found.frames)  # one branch takes as long as two
     made = forecast(24, (128, 128), EditConfig("a star"), model, flat)
     assert math.isclose({stage.part: stage.seconds for stage in made.stages}["frame passes"], 24 * 25 * found.frames.seconds)
 

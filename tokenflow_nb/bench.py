@@ -222,11 +222,11 @@ def operations(subject: Subject, preset: Preset, frames: int, **changes) -> floa
     work = count_work(frames, config, visited=len(inversion_grid(model, config.num_inference_steps, config.inversion_steps)[0]))
     rows = min(config.block_size, frames)
     parts, _ = traced(model, size, max(passes, default=1), rows)
-    a_row = {part: found.operations / rows for part, found in parts.items()}
-    a_row["keyframes"] = parts["keyframes"].operations / 3 / max(passes, default=1)
+    of = dict(encode=1, decode=1, row=rows, frames=3 * rows, keyframes=3 * max(passes, default=1))
+    a_row = {part: found.operations / of[part] for part, found in parts.items()}
     up = work.invert + (config.inversion_steps or 0) * frames * preset.published
     return (
-        up * a_row["row"] + work.keyframes * a_row["keyframes"] + (work.record + work.frames) * a_row["frames"] / 3
+        up * a_row["row"] + work.keyframes * a_row["keyframes"] + (work.record + work.frames) * a_row["frames"]
         + frames * (a_row["encode"] + (1 + preset.published) * a_row["decode"])
     )
 

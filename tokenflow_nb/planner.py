@@ -16,7 +16,7 @@ from .denoiser import WITHOUT_PROPAGATION
 from .inversion import check_size, find_correction, inversion_grid
 from .keyframes import intervals
 from .memory import free_memory
-from .model import Model
+from .model import HELD_BACK, Model
 from .probe import Probe, asked_probe, known_probe
 from .store import cache_home, free_disk, in_bytes
 from .work import Work, count_work, guided_steps, is_guided, joint_passes
@@ -118,6 +118,7 @@ class _Job:
     visited: int  # timesteps of the inversion
     kept: int  # of them, in the trajectory
     latents: int  # bytes of a frame's latents
+    freed: int  # bytes that the C library may hold back
     probe: Probe | None
 
     @property
@@ -148,28 +149,18 @@ class _Job:
         return count_work(self.frames, self.config, self.guided, self.visited)
 
 # %% ../nbs/10_planner.ipynb #9a6049a0
-def _frame_costs(probe: Probe) -> tuple[float, float, float]:
-    "Seconds of a frame in a frame pass: whatever its branches, for each branch, and with the source branch alone."
-    if math.isnan(probe.record):
-        each = probe.frames.seconds / probe.branches
-        return 0.0, each, each
-    each = max(0.0, (probe.frames.seconds - probe.record) / (probe.branches - 1))
-    return max(0.0, probe.record - each), each, probe.record
-
-
 def _seconds(job: _Job) -> dict[str, float]:
     "By part; NaN without a probe."
     parts, probe, taken = ("invert", "record", "keyframes", "frames", "decode"), job.probe, job.taken
     if probe is None:
         return dict.fromkeys(parts, math.nan)
     alone, two, three = (sum(probe.keyframe_pass(joint, branches).seconds for joint in job.passes) for branches in (1, 2, 3))
-    fixed, branch, source = _frame_costs(probe)
     in_frames = 0 if job.config.rule == "joint" else job.frames
     return dict(
         invert=job.frames * probe.encode.seconds + job.work().invert * probe.invert.seconds,
-        record=job.config.recorded * taken * (alone + job.frames * source),
+        record=taken * (alone + job.frames * probe.record.seconds) if job.config.recorded else 0.0,
         keyframes=(taken - job.negative) * two + job.negative * three,
-        frames=in_frames * (taken * fixed + ((2 - job.config.recorded) * taken + job.negative) * branch),
+        frames=in_frames * ((taken - job.negative) * probe.after.seconds + job.negative * probe.frames.seconds),
         decode=job.frames * probe.decode.seconds,
     )
 
@@ -182,16 +173,17 @@ def _memory(job: _Job, rows: int) -> dict[str, float]:
     joint, latents = max(job.passes, default=0), min(job.frames * job.latents, FRAMES_IN_MEMORY)  # those of a long clip lie in files
     keys, outputs = (0, job.branches - 1) if job.config.recorded else (probe.kept, job.branches)
     kept = joint * (keys + outputs * probe.output)  # of groups: the members, and the one that is carried to the next
-    branch = rows * probe.frames.bytes / probe.branches
+    in_frames = probe.frames if job.negative else probe.after
+    row = in_frames.bytes / (job.branches - job.config.recorded)
     path = 2 * rows * (job.kept + 1) * job.latents
     parts = dict(
-        invert=rows * max(probe.encode.bytes, probe.invert.bytes) + path,
-        record=(joint * (probe.kept + probe.output) + branch + rows * probe.recorded) if job.config.recorded else 0.0,
-        keyframes=2 * latents + probe.keyframe_pass(joint, job.branches).bytes,
-        frames=2 * latents + kept + (job.branches - job.config.recorded) * branch if job.config.rule != "joint" else 0.0,
-        decode=latents + rows * probe.decode.bytes + min(job.pictures, FRAMES_IN_MEMORY),
+        invert=max(probe.encode.bytes, rows * probe.invert.bytes) + path,
+        record=(joint * (probe.kept + probe.output) + rows * (probe.record.bytes + probe.recorded)) if job.config.recorded else 0.0,
+        keyframes=2 * latents + kept + joint * job.branches * row,
+        frames=2 * latents + kept + rows * in_frames.bytes if job.config.rule != "joint" else 0.0,
+        decode=latents + probe.decode.bytes + min(job.pictures, FRAMES_IN_MEMORY),
     )
-    return {part: need + probe.warm_up if need else 0.0 for part, need in parts.items()}
+    return {part: need + probe.warm_up + job.freed if need else 0.0 for part, need in parts.items()}
 
 # %% ../nbs/10_planner.ipynb #544775d5
 def _disk(job: _Job, recorded: int = 0) -> dict[str, float]:
@@ -280,7 +272,8 @@ def forecast(
     "The `Forecast` of an edit from what a probe found."
     visited, kept = inversion_grid(model, config.num_inference_steps, config.inversion_steps)
     latents = 4 * model.vae.config.latent_channels * math.prod(side // model.vae_scale for side in size)
-    job = _Job(frames, size, config, is_guided(config, model), len(visited), len(kept), latents, found)
+    freed = HELD_BACK // 4 if model.device.type == "cpu" else 0  # as much as `benchmarks/planner.py` finds, at the time of the peak
+    job = _Job(frames, size, config, is_guided(config, model), len(visited), len(kept), latents, freed, found)
     memory = free_memory(model.device) if memory is None else memory
     fits = fitting_block(job, memory) if found and not math.isnan(memory) else config.block_size
     seconds, needs, disk, reasons, work = _seconds(job), _memory(job, config.block_size), _disk(job, found.recorded if found else 0), _reasons(job), job.work()

@@ -33,6 +33,10 @@ class Cost(NamedTuple):
     seconds: float = 0.0
     bytes: float = 0.0
 
+    def shared(self, rows: int) -> "Cost":
+        "Of one of so many rows."
+        return Cost(self.seconds / rows, self.bytes / rows)
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -43,15 +47,16 @@ class Probe:
     branches: int
     invert: Cost  # of a row in the inversion
     keyframes: Cost  # of the keyframe pass
-    frames: Cost  # of a frame in the frame pass, all branches
+    frames: Cost  # of a frame in the frame pass while guidance acts, all branches that the edit runs there
+    after: Cost  # the same after guidance
     encode: Cost  # of a frame
     decode: Cost  # of a frame
-    record: float  # seconds of a frame in the frame pass, the source branch alone; NaN: not asked for
+    record: Cost  # of a frame where the source branch is recorded; NaN: it is not
     pair: float  # seconds for the attention of one frame to one other, all layers
     kept: int  # bytes that a keyframe leaves for the frame pass, without its outputs
     output: int  # bytes that a keyframe's outputs take in each branch
     recorded: int  # bytes of a frame and step in a record of the source branch
-    warm_up: float = 0.0  # bytes that the first evaluation of a process takes for good
+    warm_up: float = 0.0  # bytes that the first evaluations of a process take for good
 
     def keyframe_pass(self, joint: int, branches: int) -> Cost:
         "Of another number of frames or branches."
@@ -70,10 +75,20 @@ class _Noise:
         return self.latents if frames is None else self.latents[frames]
 
 
+@dataclass(frozen=True)
+class _Alike:
+    "A record of the source branch in which all frames and steps are alike."
+
+    layers: dict[str, tuple[torch.Tensor, ...]]  # of some frames
+
+    def at(self, timestep: int, frames: list[int], device: torch.device) -> dict[str, tuple[torch.Tensor, ...]]:
+        return {layer: tuple(each[:1].repeat(len(frames), *[1] * (each.ndim - 1)) for each in tensors) for layer, tensors in self.layers.items()}
+
+
 def _noise_job(model: Model, config: "EditConfig", words: Conditioning, joint: int, rows: int, shape: tuple[int, ...], **changes) -> Denoiser:
-    "The denoiser of an edit of noise, with so many keyframes and two blocks of frames at least."
-    interval = max(config.keyframe_interval or 8, -(-2 * rows // max(1, joint)))
-    count = {"joint": joint, "per_frame": 2 * rows}.get(config.rule, joint * interval)
+    "The denoiser of an edit of noise, with so many keyframes and three blocks of frames at least."
+    interval = max(config.keyframe_interval or 8, -(-3 * rows // max(1, joint)))
+    count = {"joint": joint, "per_frame": 3 * rows}.get(config.rule, joint * interval)
     noise = _Noise(torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)))
     return Denoiser(model, noise, words, config.editor, 7.5 if is_guided(config, model) else 1.0, config.rule, interval, Blocks(rows), **changes)
 
@@ -136,20 +151,23 @@ def _cost(
     return Cost(min(cost.seconds for cost in costs) / count, max(cost.bytes for cost in costs) / count)
 
 
-def _passes(denoiser: Denoiser, twice: bool, clock: Callable[[], float]) -> tuple[Cost, Cost]:
-    "What a keyframe pass of a denoiser of noise costs, and what a block of its frame pass."
+def _passes(denoiser: Denoiser, twice: bool, clock: Callable[[], float]) -> tuple[Cost, Cost, Cost]:
+    "What a keyframe pass of a denoiser of noise costs, what a block of its frame pass, and a block after guidance."
     steps, model, latents = 50, denoiser.model, denoiser.trajectory.at(None)  # any number of steps: the first alone is walked
     injection = denoiser.editor.injection(model.backbone, denoiser.editor.first_step(steps), steps)
     place = model.schedule.timesteps(steps)[0], injection, torch.arange(0, len(latents), denoiser.interval)
 
     def walk() -> list[Cost]:
         with closing(denoiser.by_blocks(latents, *place)) as blocks:
-            return _walked(blocks, 2, model.device, clock)
+            costs = _walked(blocks, 2, model.device, clock)
+            denoiser.context.guided = False
+            return costs + _walked(blocks, 1, model.device, clock)
 
     costs = _best(walk(), walk()) if twice else walk()
-    if denoiser.rule in WITHOUT_PROPAGATION:  # there is only one of the passes
-        return (costs[0], Cost()) if denoiser.rule == "joint" else (Cost(), costs[-1])
-    return Cost(max(0.0, costs[0].seconds - costs[1].seconds), costs[0].bytes), costs[1]
+    if denoiser.rule == "joint":
+        return costs[0], Cost(), Cost()
+    keyframes = Cost() if denoiser.rule == "per_frame" else Cost(max(0.0, costs[0].seconds - costs[1].seconds), costs[0].bytes)
+    return keyframes, costs[1], costs[2]
 
 # %% ../nbs/10_probe.ipynb #d3c21e1a
 PROBE_SECONDS, PROBE_SHARE = 2.0, 0.1  # that the passes of a probe may take, and how much of the edit's time
@@ -162,7 +180,7 @@ def _probe_size(
 ) -> tuple[int, int, bool]:
     "Keyframes and frames at a time in a probe, and whether it does everything twice."
     def taken() -> int:
-        return 3 * (joint + 2 * rows)
+        return 4 * (joint + 2 * rows)
 
     while taken() > allowed and (joint > 2 or rows > 1):
         joint, rows = (max(2, joint // 2), rows) if joint > max(2, rows) or rows == 1 else (joint, rows // 2)
@@ -177,28 +195,28 @@ def probe(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Probe:
     "Measures what the parts of such an edit cost on the model's device."
-    words, first = Conditioning.of(model, config), PeakMemory(model.device)
+    words, first, how = Conditioning.of(model, config), PeakMemory(model.device), (model.device, clock)
     pictures = np.zeros((min(config.block_size, frames), *size, 3), np.uint8)
     latents = model.encode(pictures[:1])
     model.decode(latents)
     tokens, features = _sizes(model, latents, words.source)
-    warm_up, how = first.left, (model.device, clock)
     row = _cost(lambda: model.predict(latents, 1, words.source), 1, *how)
     allowed = min(PROBE_SECONDS / row.seconds, PROBE_SHARE * count_work(frames, config, is_guided(config, model)).total)
     joint, rows, twice = _probe_size(max(joint_passes(frames, config), default=0), len(pictures), allowed)
-    block, pictures = latents.expand(rows, -1, -1, -1), pictures[:rows]
-    denoiser = _noise_job(model, config, words, joint, rows, latents.shape[1:])
-    keyframes, passed = _passes(denoiser, twice, clock)
-    recorded = math.nan
+
+    job, record, alone = (model, config, words, joint, rows, latents.shape[1:]), None, Cost(math.nan, math.nan)
     if config.recorded:
-        recorded = _passes(_noise_job(model, config, words, joint, rows, latents.shape[1:], branches=("source",)), twice, clock)[1].seconds / rows
-    numbers = sum(count * channels for count, channels in tokens)
+        source = _noise_job(*job, branches=("source",))
+        alone = _passes(source, twice, clock)[1]
+        record = _Alike(source.context.source)
+    keyframes, guided, after = _passes(_noise_job(*job, record=record), twice, clock)
+    block, numbers = latents.expand(rows, -1, -1, -1), sum(count * channels for count, channels in tokens)
     return Probe(
-        rows=rows, joint=joint, branches=len(denoiser.branches), keyframes=keyframes, frames=Cost(passed.seconds / rows, passed.bytes / rows),
-        invert=_cost(lambda: model.predict(block, 1, words.source), rows, *how), record=recorded, pair=_pair(model, tokens, clock),
-        encode=_cost(lambda: model.encode(pictures), rows, *how), decode=_cost(lambda: model.decode(block), rows, *how),
-        kept=4 * numbers, output=model.dtype.itemsize * numbers, warm_up=warm_up,
-        recorded=_recorded(tokens, features),
+        rows=rows, joint=joint, branches=3 if is_guided(config, model) else 2, keyframes=keyframes,
+        frames=guided.shared(rows), after=after.shared(rows), record=alone.shared(rows),
+        invert=_cost(lambda: model.predict(block, 1, words.source), rows, *how), pair=_pair(model, tokens, clock),
+        encode=_cost(lambda: model.encode(pictures[:1]), 1, *how), decode=_cost(lambda: model.decode(latents), 1, *how),
+        kept=4 * numbers, output=model.dtype.itemsize * numbers, recorded=_recorded(tokens, features), warm_up=first.left,
     )
 
 
@@ -249,9 +267,13 @@ def learn(
     branches, joint = 3 if is_guided(config, model) else 2, max(joint_passes(frames, config), default=0)
     row = timings["edit"] / (work.keyframes + work.frames)
     up = timings["invert"] / work.invert if "invert" in timings else row
-    each = dict(invert=up, keyframes=joint * branches * row, frames=branches * row, encode=0.0, decode=timings["decode"] / frames)
+    run = branches - config.recorded  # in the frame pass
+    each = dict(
+        invert=up, keyframes=joint * branches * row, frames=run * row, after=(run - is_guided(config, model)) * row, encode=0.0, decode=timings["decode"] / frames,
+        record=timings["record"] / work.record if "record" in timings else row,
+    )
     costs = {part: Cost(seconds, math.nan) for part, seconds in each.items()}
     latents = torch.zeros(1, model.vae.config.latent_channels, *(side // model.vae_scale for side in size))
     recorded = _recorded(*_sizes(model, latents, model.embed("")))
-    found = Probe(min(config.block_size, frames), joint, branches, **costs, record=row, pair=0.0, kept=0, output=0, recorded=recorded)
+    found = Probe(min(config.block_size, frames), joint, branches, **costs, pair=0.0, kept=0, output=0, recorded=recorded)
     _PROBES[key] = found

@@ -72,7 +72,7 @@ def traced(
     joint: int = 8,  # frames of the keyframe pass
     rows: int = 8,  # frames of a block
 ) -> tuple[dict[str, Traced], list[tuple[int, int]]]:
-    "By part (encode, decode and row: a block; keyframes and frames: the whole pass of three branches), and tokens and channels of each self-attention."
+    "By part (encode and decode: a frame; row: a block; keyframes and frames: the whole pass of three branches), and tokens and channels of each self-attention."
     latents = (model.vae.config.latent_channels, *(side // model.vae_scale for side in size))
     with default_dtype(model.dtype), FakeTensorMode():
         unet, vae = (type(part).from_config(part.config) for part in (model.unet, model.vae))
@@ -81,7 +81,7 @@ def traced(
         def call(count: int) -> object:
             return unet(torch.empty(count, *latents), 1, words.expand(count, -1, -1))
 
-        found = dict(encode=_trace(lambda: vae.encode(frames), vae), decode=_trace(lambda: vae.decode(block), vae), row=_trace(lambda: call(rows), unet))
+        found = dict(encode=_trace(lambda: vae.encode(frames[:1]), vae), decode=_trace(lambda: vae.decode(block[:1]), vae), row=_trace(lambda: call(rows), unet))
         with installed(unet, Context(("source", "negative", "positive"), joint=True)) as context:
             found["keyframes"] = _trace(lambda: call(3 * joint), unet)
             tokens = [tuple(kept["keys"].shape[1:]) for kept in context.keyframes.values()]
@@ -105,10 +105,15 @@ def assumed_probe(
     joint, rows = max(joint_passes(frames, config), default=1), min(config.block_size, frames)
     parts, tokens = traced(model, size, joint, rows)
     numbers, pair = sum(count * channels for count, channels in tokens), sum(4 * count**2 * channels for count, channels in tokens)
-    each = {part: Cost(found.operations / rate / rows, found.bytes / rows) for part, found in parts.items()}
+    whole = {part: Cost(found.operations / rate, found.bytes) for part, found in parts.items()}
+    three, live = whole["frames"].shared(rows), not config.recorded  # all branches and the search
+    branch, search = Cost((three.seconds - pair / rate) / 3, three.bytes / 3), pair / rate
+
+    def in_frames(branches: int) -> Cost:
+        return Cost((branches + live) * branch.seconds + live * search, (branches + live) * branch.bytes)
+
     features = model.dtype.itemsize * numbers // len(tokens)  # about: the features that are injected are one layer's
     return Probe(
-        rows=rows, joint=joint, branches=3, invert=each["row"], keyframes=Cost(parts["keyframes"].operations / rate, parts["keyframes"].bytes),
-        frames=each["frames"], encode=each["encode"], decode=each["decode"], record=(each["frames"].seconds + 2 * pair / rate) / 3,
-        pair=pair / rate, kept=4 * numbers, output=model.dtype.itemsize * numbers, recorded=sum(4 * count for count, _ in tokens) + features,
+        rows=rows, joint=joint, branches=3, invert=whole["row"].shared(rows), keyframes=whole["keyframes"], frames=in_frames(2), after=in_frames(1),
+        record=Cost(branch.seconds + search, branch.bytes), encode=whole["encode"], decode=whole["decode"], pair=search, kept=4 * numbers, output=model.dtype.itemsize * numbers, recorded=sum(4 * count for count, _ in tokens) + features,
     )
