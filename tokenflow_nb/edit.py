@@ -494,7 +494,7 @@ def edit_video(
     if progress:
         tqdm.write(f"{clip!r} · {clip.fit or 'size unchanged'} · {model.name} on {model.device}, {str(model.dtype).removeprefix('torch.')}")
     timings["load"] = clock()
-    forecast, memory = _forecast(model, clip, settings, progress), PeakMemory(model.device)
+    memory, forecast = PeakMemory(model.device), _forecast(model, clip, settings, progress)  # in this order: a forecast counts what its probe leaves
     if forecast:
         timings["plan"] = clock()
     trajectory = invert_for(model, clip, settings, store, progress)

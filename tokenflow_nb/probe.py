@@ -169,8 +169,21 @@ def _passes(denoiser: Denoiser, twice: bool, clock: Callable[[], float]) -> tupl
     keyframes = Cost() if denoiser.rule == "per_frame" else Cost(max(0.0, costs[0].seconds - costs[1].seconds), costs[0].bytes)
     return keyframes, costs[1], costs[2]
 
+
+def _all_passes(
+    job: tuple,  # what `_noise_job` wants
+    twice: bool,
+    clock: Callable[[], float],
+) -> tuple[Cost, Cost, Cost, Cost]:
+    "What a block of the recording costs, NaN where the source branch is not recorded, and then as `_passes`."
+    if not job[1].recorded:
+        return Cost(math.nan, math.nan), *_passes(_noise_job(*job), twice, clock)
+    source = _noise_job(*job, branches=("source",))
+    alone = _passes(source, twice, clock)[1]
+    return alone, *_passes(_noise_job(*job, record=_Alike(source.context.source)), twice, clock)
+
 # %% ../nbs/10_probe.ipynb #d3c21e1a
-PROBE_SECONDS, PROBE_SHARE = 2.0, 0.1  # that the passes of a probe may take, and how much of the edit's time
+PROBE_SECONDS, PROBE_SHARE = 3.0, 0.1  # that the passes of a probe may take if a row alone is no slower, and how much of the edit's time
 
 
 def _probe_size(
@@ -180,7 +193,7 @@ def _probe_size(
 ) -> tuple[int, int, bool]:
     "Keyframes and frames at a time in a probe, and whether it does everything twice."
     def taken() -> int:
-        return 4 * (joint + 2 * rows)
+        return 4 * joint + 8 * rows
 
     while taken() > allowed and (joint > 2 or rows > 1):
         joint, rows = (max(2, joint // 2), rows) if joint > max(2, rows) or rows == 1 else (joint, rows // 2)
@@ -203,13 +216,7 @@ def probe(
     row = _cost(lambda: model.predict(latents, 1, words.source), 1, *how)
     allowed = min(PROBE_SECONDS / row.seconds, PROBE_SHARE * count_work(frames, config, is_guided(config, model)).total)
     joint, rows, twice = _probe_size(max(joint_passes(frames, config), default=0), len(pictures), allowed)
-
-    job, record, alone = (model, config, words, joint, rows, latents.shape[1:]), None, Cost(math.nan, math.nan)
-    if config.recorded:
-        source = _noise_job(*job, branches=("source",))
-        alone = _passes(source, twice, clock)[1]
-        record = _Alike(source.context.source)
-    keyframes, guided, after = _passes(_noise_job(*job, record=record), twice, clock)
+    alone, keyframes, guided, after = _all_passes((model, config, words, joint, rows, latents.shape[1:]), twice, clock)
     block, numbers = latents.expand(rows, -1, -1, -1), sum(count * channels for count, channels in tokens)
     return Probe(
         rows=rows, joint=joint, branches=3 if is_guided(config, model) else 2, keyframes=keyframes,
