@@ -57,6 +57,14 @@ def test_imports_have_cells_of_their_own(name):
     assert not exports or not [source for source in code if split_imports.split(source)], "`make export` gives them cells"
 
 
+@pytest.mark.parametrize("name", website.notebooks())
+def test_a_page_loses_nothing_of_its_notebook(name):
+    "nbdev makes a page's head of the title cell and drops what else is in it, and lines of code that begin with %."
+    title, *others = website.cells(name)
+    assert re.fullmatch(r"# .+\n\n> [^\n]+(\n[^\n]+)*", title["source"].strip())
+    assert not [cell["source"] for cell in others if cell["cell_type"] == "code" and re.search(r"^\s*%", cell["source"], re.MULTILINE)]
+
+
 def test_nbdev_processes_every_notebook():
     done = subprocess.run([sys.executable, "-W", "ignore", ROOT / ".ci" / "website.py", "process"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
