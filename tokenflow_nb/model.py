@@ -222,7 +222,7 @@ class Model:
 
     def __post_init__(self):
         if self.vae:  # who wants latents alone gives none
-            self.vae.enable_slicing()  # a frame at a time: slower by a tenth or two, and a quarter of the memory
+            self.vae.enable_slicing()  # a frame at a time: a block at once would be the peak of an edit
 
     @property
     def device(self) -> torch.device:

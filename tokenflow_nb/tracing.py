@@ -106,8 +106,8 @@ def assumed_probe(
     parts, tokens = traced(model, size, joint, rows)
     numbers, pair = sum(count * channels for count, channels in tokens), sum(4 * count**2 * channels for count, channels in tokens)
     whole = {part: Cost(found.operations / rate, found.bytes) for part, found in parts.items()}
-    three, live = whole["frames"].shared(rows), not config.recorded  # all branches and the search
-    branch, search = Cost((three.seconds - pair / rate) / 3, three.bytes / 3), pair / rate
+    three, search, live = whole["frames"].shared(rows), pair / rate, not config.recorded  # all branches and the search
+    branch = Cost((three.seconds - search) / 3, three.bytes / 3)
 
     def in_frames(branches: int) -> Cost:
         return Cost((branches + live) * branch.seconds + live * search, (branches + live) * branch.bytes)
@@ -115,5 +115,6 @@ def assumed_probe(
     features = model.dtype.itemsize * numbers // len(tokens)  # about: the features that are injected are one layer's
     return Probe(
         rows=rows, joint=joint, branches=3, invert=whole["row"].shared(rows), keyframes=whole["keyframes"], frames=in_frames(2), after=in_frames(1),
-        record=Cost(branch.seconds + search, branch.bytes), encode=whole["encode"], decode=whole["decode"], pair=search, kept=4 * numbers, output=model.dtype.itemsize * numbers, recorded=sum(4 * count for count, _ in tokens) + features,
+        record=Cost(branch.seconds + search, branch.bytes), encode=whole["encode"], decode=whole["decode"], pair=search,
+        kept=4 * numbers, output=model.dtype.itemsize * numbers, recorded=sum(4 * count for count, _ in tokens) + features,
     )
