@@ -250,12 +250,16 @@ def test_out_of_memory_halves_the_block_and_goes_on(model, clip, tmp_path, monke
         return predict(self, latents, *arguments, **options)
 
     monkeypatch.setattr(Model, "predict", small)
+    tight = Edit(model, trajectory, config, clip)
+    tight.denoiser.apart = False  # as on a GPU
     with pytest.warns(UserWarning, match="out of memory") as caught:
-        tight = Edit(model, trajectory, config, clip).run()
+        tight.run()
     assert torch.allclose(tight.latents, free.latents, atol=1e-2)
     assert len(caught) <= 2  # once per halving, not at every step
+    alone = Edit(model, trajectory, EditConfig(PROMPT, num_inference_steps=2, rule="per_frame", block_size=4), clip)
+    alone.denoiser.apart = False
     with pytest.warns(UserWarning, match="block_size=2"):
-        Edit(model, trajectory, EditConfig(PROMPT, num_inference_steps=2, rule="per_frame", block_size=4), clip).run()
+        alone.run()
 
 
 def test_out_of_memory_in_the_inversion(model, clip, tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ def test_run_is_its_steps(start):
 def test_latents_in_a_file_are_the_same_latents(start, model, store, tmp_path, monkeypatch):
     "What an edit of a long clip does: each step's latents in a file, read back, saved, undone."
     short = start().run()
-    monkeypatch.setattr(memory, "FRAMES_IN_MEMORY", 0)
+    monkeypatch.setattr(memory, "LATENTS_IN_MEMORY", 0)
     long = start().step().step()
     assert hasattr(long.latents, "_mmap") and not hasattr(short.latents, "_mmap")
     loaded = Edit.load(long.save(tmp_path / "edit.safetensors"), model, store)
@@ -78,7 +78,7 @@ def test_latents_stay_in_memory_where_the_disk_is_full(monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(memory, "FRAMES_IN_MEMORY", 0)
+    monkeypatch.setattr(memory, "LATENTS_IN_MEMORY", 0)
     latents = torch.randn(3, 4, 8, 8)
     assert hasattr(memory.room_for(latents), "_mmap")
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)

@@ -129,6 +129,7 @@ def test_an_edit_is_recorded_where_it_is_and_does_not_move(model, store, start):
 @pytest.mark.parametrize("rule", ["paper", "per_frame", "joint"])
 def test_an_edits_recording_is_what_its_positive_branch_computes(model, store, start, rule):
     edit, seen = start(rule=rule, pnp_f_t=0.0, pnp_attn_t=0.0), {}
+    edit.denoiser.apart = False
     layer = dict(model.unet.named_modules())["up_blocks.2.attentions.2.transformer_blocks.0.attn1"]
     hook = layer.register_forward_hook(lambda module, inputs, output: seen.setdefault("calls", []).append(output.chunk(3)[2]))
     edit.noise()
@@ -140,7 +141,7 @@ def test_an_edits_recording_is_what_its_positive_branch_computes(model, store, s
 
 def test_an_edit_that_ran_apart_or_in_other_blocks_records_the_same(model, store, start, tmp_path):
     whole, apart = start(block_size=5), start(block_size=2)
-    apart.denoiser.apart = True
+    whole.denoiser.apart, apart.denoiser.apart = False, True
     first, second = (record(model, edit, LAYERS, store=Store(tmp_path / name), progress=False) for edit, name in ((whole, "a"), (apart, "b")))
     for name in LAYERS:
         torch.testing.assert_close(first.tokens(name), second.tokens(name), atol=2e-2, rtol=2e-2)

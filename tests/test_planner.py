@@ -124,12 +124,12 @@ def test_memory_does_not_grow_with_a_long_clip(model, found):
     short, long = (forecast(frames, (128, 128), EditConfig("a star"), model, found) for frames in (640, 6400))
     for before, after in zip(short.stages, long.stages, strict=True):
         assert after.memory == before.memory > 0, before.part
-    assert long.disk == pytest.approx(10 * short.disk)
+    assert long.disk == pytest.approx(10 * short.disk, rel=0.01)  # but for the tokens of a group of keyframes
 
 
 def test_memory_of_a_short_clip_counts_its_latents(model, found):
-    few, more = ({stage.part: stage.memory for stage in forecast(frames, (128, 128), EditConfig("a star"), model, found).stages} for frames in (64, 128))
-    assert more["frame passes"] - few["frame passes"] == 2 * 64 * 4 * 4 * 32 * 32
+    few, more = ({stage.part: stage.memory for stage in forecast(frames, (128, 128), EditConfig("a star"), model, found).stages} for frames in (24, 48))
+    assert more["frame passes"] - few["frame passes"] == 2 * 24 * 4 * 4 * 32 * 32
 
 
 def test_a_block_that_fits_is_found(model, found):

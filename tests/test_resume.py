@@ -148,16 +148,15 @@ def test_a_recorded_source_gives_the_same_edit(edit):
 
 def test_a_second_prompt_records_nothing_again(edit, model, monkeypatch):
     edit()
-    branches, join = [], room.Denoiser._guided
+    branches, rows = [], room.Denoiser._rows
 
-    def seen(self, context, *rest):
-        result = join(self, context, *rest)
-        branches.append(context.branches)
-        return result
+    def seen(self, branch, *rest):
+        branches.append(branch)
+        return rows(self, branch, *rest)
 
-    monkeypatch.setattr(room.Denoiser, "_guided", seen)
+    monkeypatch.setattr(room.Denoiser, "_rows", seen)
     edit(negative_prompt="a circle")
-    guided, then = [("source", "negative", "positive"), *[("negative", "positive")] * 3], [("source", "positive"), *[("positive",)] * 3]
+    guided, then = ["source", "negative", "positive", *["negative", "positive"] * 3], ["source", "positive", *["positive"] * 3]
     assert branches == 2 * guided + 2 * then  # keyframes, frames; guidance acts at two of four steps
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .clip import let_go
 from .keyframes import frame_attention, joint_attention
 from .propagation import Plan, blend, nearest_fields, normalise_keys
 
@@ -31,9 +32,12 @@ class Injection:
 class KeyframeTokens:
     "What keyframe passes leave in one layer for the frame pass: tensors `(k, s, c)` by name, in memory that one pass after the other writes to."
 
-    def __init__(self):
+    def __init__(
+        self,
+        room: Callable[[torch.Tensor], torch.Tensor] = torch.empty_like,  # gives a tensor like another, to write to
+    ):
         self.count = 0  # keyframes that are kept
-        self._room: dict[str, torch.Tensor] = {}
+        self._new_room, self._room = room, {}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         "`keys`, the normalised source tokens, or the output of a branch."
@@ -47,14 +51,22 @@ class KeyframeTokens:
         for room in self._room.values():
             room[:count] = room[self.count - count : self.count].clone()
         self.count = count
+        self.let_go()
+
+    def let_go(self):
+        "Until they are looked at again they need no memory, where their room is a file."
+        for room in self._room.values():
+            let_go(room)
 
     def write(self, name: str, rows: torch.Tensor, start: int):
         "Puts keyframes behind the first `start` ones; there are no others after them."
         room, self.count = self._room.get(name), start + len(rows)
         if room is None or len(room) < self.count:
-            self._room[name] = torch.cat([rows.new_empty(0, *rows.shape[1:]) if room is None else room[:start], rows])
-        else:
-            room[start : self.count] = rows
+            larger = self._new_room(rows.new_empty(self.count, *rows.shape[1:]))
+            if start:
+                larger[:start] = room[:start]
+            self._room[name] = room = larger
+        room[start : self.count] = rows
 
 
 @dataclass
@@ -66,6 +78,7 @@ class Context:
     plan: Plan | None = None  # frame pass: how the frames draw on keyframes; None: self-attention is computed
     injection: Injection = Injection()
     keyframes: dict[str, KeyframeTokens] = field(default_factory=dict)  # by layer, for the frame pass
+    room: Callable[[torch.Tensor], torch.Tensor] = torch.empty_like  # where they are kept: see `KeyframeTokens`
     carried: int = 0  # keyframe pass: how many of them stay, before those of the pass
     members: slice = field(default_factory=lambda: slice(None))  # keyframe pass: the rows that are kept; others are only attended to
     guided: bool = True  # at this step; else no negative branch runs
@@ -142,19 +155,22 @@ class TokenFlowAttention:
 
     def _keep(self, tokens: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]):
         context, members, start = self.context, self.context.members, self.context.carried
-        kept = context.keyframes.setdefault(self.layer, KeyframeTokens())
+        kept = context.keyframes.setdefault(self.layer, KeyframeTokens(context.room))
         for branch, output in outputs.items():
             if not (context.recorded and branch == "source"):
                 kept.write(branch, output[members], start)
         if "source" in tokens and not context.recorded:
             kept.write("keys", normalise_keys(tokens["source"][members]), start)
+        kept.let_go()
 
     def _propagate(self, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         context, kept = self.context, self.context.keyframes[self.layer]
         if "source" in tokens:
             context.source[self.layer] = tuple(self._search(tokens["source"], kept["keys"], which) for which in (context.plan.first, context.plan.second))
         fields = context.source[self.layer]
-        return {branch: blend(kept[branch], context.plan, *fields) for branch in tokens}
+        outputs = {branch: blend(kept[branch], context.plan, *fields) for branch in tokens}
+        kept.let_go()
+        return outputs
 
     def _search(self, source: torch.Tensor, keys: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         return nearest_fields(source, keys, which)

@@ -17,6 +17,7 @@ from .attention import Context, Injection, TokenFlowAttention, installed
 from .guidance import Editor
 from .inversion import Trajectory
 from .keyframes import joint_groups
+from .memory import room_in_file
 from .model import Blocks, Model, out_of_memory, trim_memory
 from .propagation import Plan, make_plan
 
@@ -59,12 +60,14 @@ class Denoiser:
     max_joint_keyframes: int | None = None  # keyframes that attend to each other; None: all
     record: "SourceRecord | None" = None  # of the source branch in the frame pass; None: it runs
     branches: tuple[str, ...] = ()  # of both passes; empty: as guidance needs them
-    apart: bool = False  # branches one after the other: set when together they do not fit
+    apart: bool | None = None  # branches one after the other; None: on the CPU, where together is no faster. Set when together they do not fit
     processor: type[TokenFlowAttention] = TokenFlowAttention  # how self-attention is computed
     context: Context | None = field(default=None, init=False, repr=False)  # of the pass under way
 
     def __post_init__(self):
         without_guidance = ("source", "positive")  # the negative branch would change nothing
+        if self.apart is None:
+            self.apart = self.model.device.type == "cpu"
         self.branches = self.branches or (without_guidance if self.guidance_scale == 1 else ("source", "negative", "positive"))
 
     def noise(
@@ -91,7 +94,8 @@ class Denoiser:
         "Rows and their guided noise, from the first frame to the last."
         count = len(latents)
         kept = self.context.keyframes if self.context else {}  # its memory serves again
-        context = Context(injection=injection, keyframes=kept, guided=guided, recorded=self.record is not None)
+        room = room_in_file if self.model.device.type == "cpu" else torch.empty_like
+        context = Context(injection=injection, keyframes=kept, room=room, guided=guided, recorded=self.record is not None)
         with installed(self.model.unet, context, self.model.backbone.features, self.processor):
             self.context = context
             if self.rule == "joint":
@@ -118,6 +122,8 @@ class Denoiser:
             context.members, context.plan, context.watch = group.rows, None, None
             self._together(context, latents, timestep, keyframes[group.everybody].tolist())
             context.watch, stop = watch, plan.ready(group.members.stop)
+            if stop < len(plan):
+                stop -= (stop - start) % self.blocks.size  # whole blocks: tensors of many sizes would leave memory in pieces
             yield from self._frame_pass(context, latents, timestep, range(start, stop), plan.counted_from(base))
             start = stop
 

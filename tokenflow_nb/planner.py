@@ -15,7 +15,7 @@ from .clip import FRAMES_IN_MEMORY, Clip
 from .denoiser import WITHOUT_PROPAGATION
 from .inversion import check_size, find_correction, inversion_grid
 from .keyframes import intervals
-from .memory import free_memory
+from .memory import LATENTS_IN_MEMORY, free_memory
 from .model import HELD_BACK, Model
 from .probe import Probe, asked_probe, known_probe
 from .store import cache_home, free_disk, in_bytes
@@ -118,7 +118,7 @@ class _Job:
     visited: int  # timesteps of the inversion
     kept: int  # of them, in the trajectory
     latents: int  # bytes of a frame's latents
-    freed: int  # bytes that the C library may hold back
+    on_cpu: bool
     probe: Probe | None
 
     @property
@@ -165,35 +165,44 @@ def _seconds(job: _Job) -> dict[str, float]:
     )
 
 # %% ../nbs/10_planner.ipynb #10b95f40
+def _kept(job: _Job) -> tuple[int, int]:
+    "Bytes of the keyframes' tokens while the source is recorded, and in the edit; of groups, the members and those carried to the next. On the CPU they lie in files."
+    probe, joint, recorded = job.probe, max(job.passes, default=0), job.config.recorded
+    if probe is None or job.config.rule in WITHOUT_PROPAGATION:
+        return 0, 0
+    keys, outputs = (0, job.branches - 1) if recorded else (probe.kept, job.branches)
+    return recorded * joint * (probe.kept + probe.output), joint * (keys + outputs * probe.output)
+
+
 def _memory(job: _Job, rows: int) -> dict[str, float]:
     "Peak bytes by part, with so many frames at a time; NaN without a probe."
     probe, rows = job.probe, min(rows, job.frames)
     if probe is None:
         return dict.fromkeys(("invert", "record", "keyframes", "frames", "decode"), math.nan)
-    joint, latents = max(job.passes, default=0), min(job.frames * job.latents, FRAMES_IN_MEMORY)  # those of a long clip lie in files
-    keys, outputs = (0, job.branches - 1) if job.config.recorded else (probe.kept, job.branches)
-    kept = joint * (keys + outputs * probe.output)  # of groups: the members, and the one that is carried to the next
+    joint, latents = max(job.passes, default=0), min(job.frames * job.latents, LATENTS_IN_MEMORY)  # those of a long clip lie in files
+    alone, kept = (0, 0) if job.on_cpu else _kept(job)
+    freed = HELD_BACK // 4 if job.on_cpu else 0  # as much as `benchmarks/planner.py` finds, at the time of the peak
     in_frames = probe.frames if job.negative else probe.after
-    row = in_frames.bytes / (job.branches - job.config.recorded)
+    row = in_frames.bytes / (1 if job.on_cpu else job.branches - job.config.recorded)  # on the CPU branches go one after the other
     path = 2 * rows * (job.kept + 1) * job.latents
     parts = dict(
         invert=max(probe.encode.bytes, rows * probe.invert.bytes) + path,
-        record=(joint * (probe.kept + probe.output) + rows * (probe.record.bytes + probe.recorded)) if job.config.recorded else 0.0,
-        keyframes=2 * latents + kept + joint * job.branches * row,
+        record=(alone + rows * (probe.record.bytes + probe.recorded)) if job.config.recorded else 0.0,
+        keyframes=2 * latents + kept + joint * (1 if job.on_cpu else job.branches) * row,
         frames=2 * latents + kept + rows * in_frames.bytes if job.config.rule != "joint" else 0.0,
         decode=latents + probe.decode.bytes + min(job.pictures, FRAMES_IN_MEMORY),
     )
-    return {part: need + probe.warm_up + job.freed if need else 0.0 for part, need in parts.items()}
+    return {part: need + probe.warm_up + freed if need else 0.0 for part, need in parts.items()}
 
 # %% ../nbs/10_planner.ipynb #544775d5
 def _disk(job: _Job, recorded: int = 0) -> dict[str, float]:
     "Bytes by part; `recorded` bytes of a frame and step in a record."
     latents = job.frames * job.latents
-    files, rooms = (size if size > FRAMES_IN_MEMORY else 0 for size in (job.pictures, latents))
+    files, rooms = (size if size > limit else 0 for size, limit in ((job.pictures, FRAMES_IN_MEMORY), (latents, LATENTS_IN_MEMORY)))
     return dict(
         invert=(job.kept + 1) * latents + files,
         record=job.work().record and job.taken * job.frames * recorded,
-        keyframes=0,
+        keyframes=max(_kept(job)) if job.on_cpu else 0,
         frames=2 * (latents + rooms),  # the checkpoint before goes when the next one is there
         decode=files,
     )
@@ -272,8 +281,7 @@ def forecast(
     "The `Forecast` of an edit from what a probe found."
     visited, kept = inversion_grid(model, config.num_inference_steps, config.inversion_steps)
     latents = 4 * model.vae.config.latent_channels * math.prod(side // model.vae_scale for side in size)
-    freed = HELD_BACK // 4 if model.device.type == "cpu" else 0  # as much as `benchmarks/planner.py` finds, at the time of the peak
-    job = _Job(frames, size, config, is_guided(config, model), len(visited), len(kept), latents, freed, found)
+    job = _Job(frames, size, config, is_guided(config, model), len(visited), len(kept), latents, model.device.type == "cpu", found)
     memory = free_memory(model.device) if memory is None else memory
     fits = fitting_block(job, memory) if found and not math.isnan(memory) else config.block_size
     seconds, needs, disk, reasons, work = _seconds(job), _memory(job, config.block_size), _disk(job, found.recorded if found else 0), _reasons(job), job.work()

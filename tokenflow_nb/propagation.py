@@ -32,7 +32,7 @@ def normalise_keys(tokens: torch.Tensor) -> torch.Tensor:
 def nearest(
     queries: torch.Tensor,  # (n, c), any length
     keys: torch.Tensor,  # (m, c), of unit length
-    largest: int = 1 << 22,  # similarities in memory at a time: 16 MB, which a CPU's cache can hold
+    largest: int = 1 << 20,  # similarities in memory at a time: 4 MB, which a CPU's cache can hold
 ) -> torch.Tensor:
     "The index of the key with the largest cosine, `(n,)` int64, exactly; the first one of a tie. In float32, whatever is given."
     if queries.is_cuda and _fused_works():

@@ -112,7 +112,8 @@ def _record_step(denoiser: Denoiser, timestep: int, keyframes: torch.Tensor, dra
     if not starts:
         return
     injection, waiting = Injection(features=frozenset(denoiser.model.backbone.features)), {}
-    for rows, _ in denoiser.by_blocks(denoiser.trajectory.at(timestep), timestep, injection, keyframes):
+    nothing = torch.empty(count, 0)  # the source branch, which alone runs, sees the trajectory
+    for rows, _ in denoiser.by_blocks(nothing, timestep, injection, keyframes):
         for name, tensor in _left_behind(denoiser):
             waiting[name] = torch.cat([waiting[name], tensor]) if name in waiting else tensor
         while starts and (rows.stop - starts[0] >= size or rows.stop == count):

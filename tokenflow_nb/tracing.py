@@ -110,7 +110,8 @@ def assumed_probe(
     branch = Cost((three.seconds - search) / 3, three.bytes / 3)
 
     def in_frames(branches: int) -> Cost:
-        return Cost((branches + live) * branch.seconds + live * search, (branches + live) * branch.bytes)
+        at_once = 1 if model.device.type == "cpu" else branches + live
+        return Cost((branches + live) * branch.seconds + live * search, at_once * branch.bytes)
 
     features = model.dtype.itemsize * numbers // len(tokens)  # about: the features that are injected are one layer's
     return Probe(
