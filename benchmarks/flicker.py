@@ -43,7 +43,7 @@ class Propagated:
         context, layer = self.attention.processor.context, self.attention.processor.layer
         rows = context.split(tensor)
         if context.joint:
-            self.kept = {branch: self._tokens(part) for branch, part in rows.items()}
+            self.kept |= {branch: self._tokens(part) for branch, part in rows.items()}
         if context.plan is None:
             return None
         fields, changed = context.source[layer], {}
@@ -72,16 +72,21 @@ def propagating(unet: torch.nn.Module, what: str, where: tuple[str, ...]) -> Ite
 
 
 EVERYWHERE = ("down", "mid", "up")
+STEADY = dict(guidance_stop=0.4)
 VARIANTS = {  # name: (what more is propagated, where), changes of the settings
     "TokenFlow": (None, {}),
     "source features at every step": (None, dict(pnp_f_t=1.0)),
     "source attention at every step": (None, dict(pnp_attn_t=1.0)),
     "both": (None, dict(pnp_f_t=1.0, pnp_attn_t=1.0)),
     "guidance stops at 0.6 of the steps": (None, dict(guidance_stop=0.6)),
-    "guidance stops at 0.4": (None, dict(guidance_stop=0.4)),
+    "guidance stops at 0.4": (None, STEADY),
     "guidance stops at 0.2": (None, dict(guidance_stop=0.2)),
-    "at 0.4, source attention at every step": (None, dict(guidance_stop=0.4, pnp_attn_t=1.0)),
-    "at 0.4, per frame": (None, dict(guidance_stop=0.4, rule="per_frame")),
+    "at 0.4, source attention to 0.8": (None, STEADY | dict(pnp_attn_t=0.8)),
+    "at 0.4, source attention at every step": (None, STEADY | dict(pnp_attn_t=1.0)),
+    "at 0.4, linear weights": (None, STEADY | dict(rule="linear")),
+    "at 0.4, per frame": (None, STEADY | dict(rule="per_frame")),
+    "at 0.4, to 0.8, per frame": (None, STEADY | dict(pnp_attn_t=0.8, rule="per_frame")),
+    "at 0.4, at every step, per frame": (None, STEADY | dict(pnp_attn_t=1.0, rule="per_frame")),
     "+ cross-attention": (("attn2", EVERYWHERE), {}),
     "+ feed-forward": (("ff", EVERYWHERE), {}),
     "+ residual path, not the last block": (("block", ("down", "mid", "up_blocks.1", "up_blocks.2")), {}),
@@ -94,18 +99,25 @@ def main() -> None:
     options.add_argument("--scenes", type=int, default=6)
     options.add_argument("--frames", type=int, default=8)
     options.add_argument("--steps", type=int, default=10)
+    options.add_argument("--interval", type=int, default=4, help="a keyframe in every so many frames")
+    options.add_argument("--variants", default="", help="names, separated by semicolons; all when not given")
     options = options.parse_args()
+    chosen = options.variants.split(";") if options.variants else list(VARIANTS)
+    if unknown := [name for name in chosen if name not in VARIANTS]:
+        raise SystemExit(f"--variants {unknown}: there are {'; '.join(VARIANTS)}")
     model, found = load_model("toy", device="cpu"), {}
     for block in model.unet.modules():
         if hasattr(block, "set_chunk_feed_forward"):
             block.set_chunk_feed_forward(None)  # the hooks see whole batches
     for case in toy_benchmark(options.scenes, 1, frames=options.frames):
-        config = EditConfig(case.prompt, case.source_prompt, guidance_stop=1.0, num_inference_steps=options.steps, keyframe_interval=4)
+        how = dict(num_inference_steps=options.steps, keyframe_interval=options.interval)
+        config = EditConfig(case.prompt, case.source_prompt, guidance_stop=1.0, pnp_attn_t=0.5, **how)
         with tempfile.TemporaryDirectory() as folder:
             job = Job(model, case.source, config, store=Store(folder))
             clips = {"per frame": job.edit(rule="per_frame"), "VAE": vae(job)}
             clips["VAE of the ideal edit"] = vae(Job(model, case.ideal, config, store=Store(folder)))
-            for name, (more, changes) in VARIANTS.items():
+            for name in chosen:
+                more, changes = VARIANTS[name]
                 with propagating(model.unet, *more) if more else ExitStack():
                     clips[name] = job.edit(**changes)
         for name, clip in clips.items():
