@@ -120,7 +120,7 @@ def _record_step(denoiser: Denoiser, timestep: int, keyframes: torch.Tensor, dra
             first = rows.stop - len(next(iter(waiting.values())))  # the frame that the waiting rows begin with
             full = slice(starts[0] - first, starts[0] - first + size)
             draft.put(_part(timestep, starts.pop(0)), {name: tensor[full] for name, tensor in waiting.items()})
-            waiting = {name: tensor[full.stop :] for name, tensor in waiting.items()}
+            waiting = {name: tensor[full.stop :] for name, tensor in waiting.items() if full.stop < len(tensor)}  # an empty view would hold all of it
 
 
 def _left_behind(denoiser: Denoiser) -> Iterator[tuple[str, torch.Tensor]]:
