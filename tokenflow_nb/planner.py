@@ -184,11 +184,12 @@ def _memory(job: _Job, rows: int) -> dict[str, float]:
     freed = HELD_BACK // 4 if job.on_cpu else 0  # as much as `benchmarks/planner.py` finds, at the time of the peak
     in_frames = probe.frames if job.negative else probe.after
     row = in_frames.bytes / (1 if job.on_cpu else job.branches - job.config.recorded)  # on the CPU branches go one after the other
+    waiting = probe.output  # the source's queries and keys in half of the layers, until the branches after it have read them
     path = 2 * rows * (job.kept + 1) * job.latents
     parts = dict(
         invert=max(probe.encode.bytes, rows * probe.invert.bytes) + path,
         record=(alone + rows * (probe.record.bytes + probe.recorded)) if job.config.recorded else 0.0,
-        keyframes=2 * latents + kept + joint * (1 if job.on_cpu else job.branches) * row,
+        keyframes=2 * latents + kept + joint * (row + waiting if job.on_cpu else job.branches * row),
         frames=2 * latents + kept + rows * in_frames.bytes if job.config.rule != "joint" else 0.0,
         decode=latents + probe.decode.bytes + min(job.pictures, FRAMES_IN_MEMORY),
     )
