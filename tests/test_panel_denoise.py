@@ -237,7 +237,7 @@ def test_an_interrupt_on_the_calling_thread_spoils_nothing(make_edit, make_panel
 def test_an_interrupt_of_the_kernel_leaves_a_run_alone(make_edit, make_panel, model):
     "The signal reaches the kernel's main thread; the worker's run goes on to the same latents."
     panel = make_panel(threaded=True)
-    with running(panel, model.unet, 3):
+    with running(panel, model.unet, 7):  # in the second step: the first asks three branches for keyframes and frames
         before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with the signal ignored
         try:
             with pytest.raises(KeyboardInterrupt):
@@ -261,7 +261,7 @@ def test_two_clicks_on_run_and_clicks_in_a_run(make_edit, make_panel, model):
 
 def test_pause_stops_after_the_step_and_run_goes_on(make_edit, make_panel, model):
     panel = make_panel(threaded=True)
-    with running(panel, model.unet, 3):
+    with running(panel, model.unet, 7):  # in the second step: the first asks three branches for keyframes and frames
         panel.controls.pause.click()
     assert panel.state.position == 2
     assert [len(film) for film in panel.player.films] == [2, 2]  # and all its frames are decoded
