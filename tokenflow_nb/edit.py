@@ -156,6 +156,7 @@ class Edit:
         start = remeasured_start if config.remeasure else self.editor.start
         latents = start(model, trajectory, self.timesteps[self.index])
         self.latents = room_for(latents).copy_(latents)  # (f, c, h, w)
+        let_go(self.latents)  # the source may be recorded before they are looked at
         self.history: list[torch.Tensor] = []  # latents before each step taken, if they are kept
 
     def __repr__(self) -> str:
