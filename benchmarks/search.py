@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from tokenflow_nb.propagation import chunk, nearest, nearest_fields, normalise_keys
+from tokenflow_nb.propagation import chunk_size, nearest, nearest_fields, normalise_keys
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def product(queries: torch.Tensor, keys: torch.Tensor) -> None:
     "The cosines of queries `(n, c)` and keys `(m, c)`, each written once and looked at by nobody."
-    rows = max(1, chunk(queries.device) // len(keys))
+    rows = max(1, chunk_size(queries.device) // len(keys))
     if len(queries) <= rows:
         queries @ keys.T
         return

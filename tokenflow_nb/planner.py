@@ -181,7 +181,7 @@ def _memory(job: _Job, rows: int) -> dict[str, float]:
         return dict.fromkeys(("invert", "record", "keyframes", "frames", "decode"), math.nan)
     joint, latents = max(job.passes, default=0), min(job.frames * job.latents, LATENTS_IN_MEMORY)  # those of a long clip lie in files
     alone, kept = (0, 0) if job.on_cpu else _kept(job)
-    freed = HELD_BACK // 4 if job.on_cpu else 0  # as much as `benchmarks/planner.py` finds, at the time of the peak
+    freed = 3 * HELD_BACK // 8 if job.on_cpu else 0  # as much as `benchmarks/planner.py` finds, at the time of the peak
     in_frames = probe.frames if job.negative else probe.after
     row = in_frames.bytes / (1 if job.on_cpu else job.branches - job.config.recorded)  # on the CPU branches go one after the other
     waiting = probe.output  # the source's queries and keys in half of the layers, until the branches after it have read them
