@@ -74,6 +74,14 @@ def test_latents_in_a_file_are_the_same_latents(start, model, store, tmp_path, m
     assert hasattr(long.latents, "_mmap") and np.array_equal(long.decode().frames, short.decode().frames)
 
 
+@pytest.mark.parametrize("rule", ["paper", "published"])
+def test_frames_of_groups_may_wait_for_a_block_of_any_size(start, rule):
+    "Each frame is a keyframe, two are edited together: blocks of several groups, of one, of less."
+    each, two, all_of_them = (start(rule=rule, keyframe_interval=1, max_joint_keyframes=2, block_size=size).step() for size in (1, 2, 8))
+    for other in (two, all_of_them):
+        torch.testing.assert_close(other.latents, each.latents, atol=1e-3, rtol=1e-3)
+
+
 def test_latents_stay_in_memory_where_the_disk_is_full(monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")

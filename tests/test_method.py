@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenflow_nb import propagation
+from tokenflow_nb.denoiser import turns
 from tokenflow_nb.keyframes import intervals, joint_attention, joint_groups, keyframe_table
 from tokenflow_nb.model import Blocks, ddim_move
 from tokenflow_nb.propagation import RULES, make_plan, nearest, nearest_fields, normalise_keys
@@ -231,18 +232,21 @@ def test_groups_cover_every_keyframe_once_and_never_hold_too_many(keyframes, mos
     assert len(groups) == 1 or (most is not None and keyframes > most)
 
 
-@given(frames=st.integers(1, 60), interval=st.integers(1, 9), most=st.none() | st.integers(2, 9), rule=st.sampled_from([*RULES]), seed=st.integers(0, 9))
-def test_every_frame_finds_its_keyframes_among_those_that_are_held(frames, interval, most, rule, seed):
-    "The bookkeeping of a step: groups of keyframes and frames take turns."
-    keyframes = keyframe_table(frames, min(interval, frames), 1, seed)[0]
-    plan, start, held = make_plan(rule, frames, keyframes, min(interval, frames)), 0, []
-    for group in joint_groups(len(keyframes), most):
-        base = min(group.members.start, plan.oldest(start))
+@given(
+    frames=st.integers(1, 60), interval=st.integers(1, 9), most=st.none() | st.integers(2, 9), rule=st.sampled_from([*RULES]), size=st.integers(1, 12),
+    seed=st.integers(0, 9),
+)
+def test_every_frame_finds_its_keyframes_among_those_that_are_held(frames, interval, most, rule, size, seed):
+    "Groups of keyframes and frames take turns; frames that wait for a full block hold back no more keyframes than they need."
+    interval = min(interval, frames)
+    keyframes = keyframe_table(frames, interval, 1, seed)[0]
+    plan, start, held = make_plan(rule, frames, keyframes, interval), 0, []
+    for group, base, now in turns(plan, joint_groups(len(keyframes), most), Blocks(size)):
         held = [*held[len(held) - (group.members.start - base) :], *group.members]
-        assert held[0] == base and len(held) <= len(group.members) + 1
-        stop = plan.ready(group.members.stop)
-        part = plan[start:stop].counted_from(base)
+        assert held[0] == base and len(held) <= len(group.members) + 1 + -(-(size - 1) // interval)
+        assert now.start == start and (len(now) % size == 0 or now.stop == frames)
+        part = plan[now.start : now.stop].counted_from(base)
         for chosen, whole in ((part.first, plan.first), (part.second, plan.second)):
-            assert [held[place] for place in chosen.tolist()] == whole[start:stop].tolist()
-        start = stop
+            assert [held[place] for place in chosen.tolist()] == whole[now.start : now.stop].tolist()
+        start = now.stop
     assert start == frames
