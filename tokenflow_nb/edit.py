@@ -57,7 +57,7 @@ class EditConfig:
     rule: str = "paper"  # how frames draw on keyframes: paper, linear, published; without propagation: joint, per_frame
     seed: int = 0  # of the keyframe draws
     pnp_f_t: float = 0.8  # plug-and-play: fraction of the steps with injected features
-    pnp_attn_t: float = 0.5  # plug-and-play: fraction of the steps with injected queries and keys
+    pnp_attn_t: float = 0.8  # plug-and-play: fraction of the steps with injected queries and keys
     strength: float = 0.7  # SDEdit: fraction of the steps that is run
     inversion_steps: int | None = None  # None: as many as num_inference_steps
     correction: str = "predicted"  # of the inversion's error: predicted, repeated, none
@@ -106,9 +106,9 @@ class EditConfig:
 
     @classmethod
     def published(cls, prompt: str, **changes) -> "EditConfig":
-        "The authors' program: 500 inversion steps, its propagation rule, its start noise, its keyframe interval, all keyframes together."
+        "The authors' program: 500 inversion steps, its propagation rule, its start noise, thresholds and keyframe interval, all keyframes together."
         theirs = dict(rule="published", inversion_steps=500, remeasure=True, guidance_scale=7.5, guidance_stop=1.0)
-        theirs |= dict(keyframe_interval=8, num_inference_steps=50)
+        theirs |= dict(pnp_attn_t=0.5, keyframe_interval=8, num_inference_steps=50)
         return cls(prompt, **theirs | dict(correction="none", max_joint_keyframes=None, source_branch="live") | changes)
 
 

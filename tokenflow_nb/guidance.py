@@ -62,7 +62,7 @@ class PlugAndPlay(Editor):
     "Injects the source's features and attention for a part of the steps, counted from the noisy end."
 
     pnp_f_t: float = 0.8  # fraction of the steps with injected features
-    pnp_attn_t: float = 0.5  # fraction of the steps with injected queries and keys
+    pnp_attn_t: float = 0.8  # fraction of the steps with injected queries and keys
     name = "pnp"
 
     def __post_init__(self):

@@ -205,7 +205,7 @@ class EditState(traitlets.HasTraits):
     model = traitlets.Unicode("sd1.5", help="An alias, a folder, or a hub id.")
     method = traitlets.Unicode("pnp", help="The base image editor, a name in `EDITORS`.")
     pnp_f_t = traitlets.Float(0.8, help="Plug-and-play: fraction of the steps with injected features.")
-    pnp_attn_t = traitlets.Float(0.5, help="Plug-and-play: fraction of the steps with injected queries and keys.")
+    pnp_attn_t = traitlets.Float(0.8, help="Plug-and-play: fraction of the steps with injected queries and keys.")
     strength = traitlets.Float(0.7, help="SDEdit: fraction of the steps that is run.")
     guidance_scale = traitlets.Float(None, allow_none=True, help="None: the model's own default.")
     num_inference_steps = traitlets.Int(25, help="Denoising steps.")

@@ -162,8 +162,8 @@ def run_case(model: Model, judge: ClipJudge, case: EditCase, rules: list[str], f
         trajectory = invert(model, source, case.scene.caption, steps, store=Store(folder), progress=False)
         clips = dict(source=source, vae=Clip(model.decode(trajectory.at(None)), fps=source.fps))
         for rule in rules:
-            # guidance at every step, as the paper has it: the model is judged, not our defaults
-            config = EditConfig(case.ideal.caption, source_prompt=case.scene.caption, guidance_stop=1.0, num_inference_steps=steps, rule=rule)
+            # guidance at every step and attention injected at half of them, as is published: the model is judged, not our defaults
+            config = EditConfig(case.ideal.caption, source_prompt=case.scene.caption, guidance_stop=1.0, pnp_attn_t=0.5, num_inference_steps=steps, rule=rule)
             clips[rule] = Edit(model, trajectory, config, source).run().decode()
     rows = {name: judge_edit(judge, case, source, clip) for name, clip in clips.items() if name != "source"}
     return dict(case=f"{case.scene.caption} → {case.material}", clips=clips, rows=rows)
