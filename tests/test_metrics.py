@@ -203,7 +203,16 @@ def test_recovered_is_the_ratio_of_means(report):
     expected = (mean["per_frame"] - mean["steady"]) / (mean["per_frame"] - mean["vae"])
     found = report.recovered()
     assert found["steady"].value == pytest.approx(expected) and found["steady"].low <= expected <= found["steady"].high
-    assert set(found) == {"steady", "blurred", "untouched"}
+    assert set(found) == set(report.methods) and (found["vae"].value, found["per_frame"].value) == (1, 0)
+
+
+def test_nothing_is_recovered_by_the_image_editor_as_its_authors_run_it(report, cases):
+    "Where it was run, it is the scale's end, and frames alone with TokenFlow's settings have a share of their own."
+    wilder = evaluate({"plug_and_play": [noisy(case.ideal, 0.12) for case in cases]}, cases, metrics=["warp_error"])
+    found = Report([*report.rows, *wilder.rows], report.card).recovered()
+    assert found["plug_and_play"].value == 0 < found["per_frame"].low < found["per_frame"].value < found["steady"].value
+    without = Report([row for row in report.rows if row.method != "per_frame"], report.card)
+    assert without.recovered() == {}
 
 
 def test_both_traps_are_named_and_an_honest_edit_is_not(report, cases):

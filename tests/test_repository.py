@@ -132,7 +132,7 @@ def test_the_readmes_table_is_the_one_that_was_measured():
         cells = ["{0:.{3}f} [{1:.{3}f}, {2:.{3}f}]".format(*(scale * each for each in found[method][:3]), digits) if method in found else "" for found, digits, scale in columns]
         if method == "vae":
             cells[0], cells[3] = "–", "1"
-        if method == "per_frame":
+        if method == "plug_and_play":
             cells[3] = "0"
         assert f"| {METHODS[method].title} | {' | '.join(cells)} |" in readme.replace("**", ""), method
 

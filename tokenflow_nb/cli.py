@@ -532,7 +532,7 @@ _EVALUATE_EPILOG = """examples:
   tokenflow_nb evaluate --suite davis --davis-folder DAVIS --resolution 512x512 --methods vae,per_frame,tokenflow
   tokenflow_nb evaluate --suite toy --external gen1=clips/gen1                                   clips of another program
 
-The methods vae and per_frame are the anchors: with both, the table says how much of the consistency a method recovers.
+The methods vae and plug_and_play (or per_frame, without it) are the anchors: with both, the table says how much of the consistency a method recovers.
 Stopped or failed, the same command goes on where it was. Other settings need another --out."""
 
 

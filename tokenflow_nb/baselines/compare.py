@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .ablation import fixed_keyframes, joint_only, per_frame, tokenflow, tokenflow_published, vae
+from .ablation import fixed_keyframes, joint_only, per_frame, plug_and_play, tokenflow, tokenflow_published, vae
 from .atlas import LayeredAtlas
 from .job import Job, Method
 from .patches import KeyframePatches
@@ -36,7 +36,8 @@ class Entry(NamedTuple):
 
 METHODS: dict[str, Entry] = {
     "vae": Entry(lambda: vae, "VAE round trip", "no edit: the steadiest result that this model can give"),
-    "per_frame": Entry(lambda: per_frame, "per frame", "the base image editor, each frame alone"),
+    "plug_and_play": Entry(lambda: plug_and_play, "plug-and-play", "each frame alone, as the image editor's authors run it (Tumanyan et al. 2023)"),
+    "per_frame": Entry(lambda: per_frame, "per frame", "each frame alone, with TokenFlow's settings"),
     "joint_only": Entry(lambda: joint_only, "joint attention only", "all frames attend to all, nothing is propagated"),
     "fixed_keyframes": Entry(lambda: fixed_keyframes, "fixed keyframes", "TokenFlow with the same keyframes at every step"),
     "tokenflow": Entry(lambda: tokenflow, "TokenFlow", "by the paper's rule (Geyer et al. 2023)"),
