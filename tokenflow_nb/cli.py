@@ -442,7 +442,7 @@ def _external(text: str) -> tuple[str, str]:
 
 # %% ../nbs/13_cli.ipynb #65502d11
 _SUITES = {
-    "toy": dict(model="toy", num_inference_steps=10, keyframe_interval=4, frames=8),
+    "toy": dict(model="toy", num_inference_steps=15, keyframe_interval=8, frames=12),
     "davis": dict(model="sd1.5", num_inference_steps=25, keyframe_interval=8, frames=200),
 }
 
@@ -549,7 +549,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     _option(parser, "--list", "list methods and metrics, and do nothing", action="store_true")
     _option(parser, "--quiet", "no progress bars", action="store_true")
     which = parser.add_argument_group("which clips")
-    _option(which, "--frames", "frames of a clip (default: 8 of toy, at most 200 of davis)", type=int, metavar="N")
+    _option(which, "--frames", "frames of a clip (default: 12 of toy, at most 200 of davis)", type=int, metavar="N")
     _option(which, "--scenes", "toy: so many scenes", type=int, default=12, metavar="N")
     _option(which, "--prompts", "toy: so many edits of each scene", type=int, default=2, metavar="N")
     _option(which, "--davis-folder", "davis: the folder of DAVIS 2017, with JPEGImages in it", metavar="DIR")
@@ -557,9 +557,9 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     _option(which, "--resolution", "davis: height x width of the frames (default: 384x672)", type=parse_size, metavar="SIZE")
     how = parser.add_argument_group("how they are edited and judged")
     _option(how, "--model", "a name that `tokenflow_nb models` lists, a folder, or a hub id (default: toy for toy, sd1.5 for davis)", metavar="NAME")
-    _option(how, "--steps", "denoising steps (default: 10 for toy, 25 for davis)", dest="num_inference_steps", type=int, metavar="N")
+    _option(how, "--steps", "denoising steps (default: 15 for toy, 25 for davis)", dest="num_inference_steps", type=int, metavar="N")
     _option(how, "--guidance-scale", "how strictly the prompt is followed (default: the model's own)", type=float, metavar="G")
-    _option(how, "--keyframe-interval", "one keyframe in so many frames (default: 4 for toy, 8 for davis)", type=int, metavar="N")
+    _option(how, "--keyframe-interval", "one keyframe in so many frames (default: 8)", type=int, metavar="N")
     _option(how, "--judge", "toy, or a CLIP checkpoint: folder or hub id (default: toy for toy, ViT-L/14 for davis)", metavar="NAME")
     _option(how, "--processes", "work on so many clips at once (default: 1 with a GPU, 2 without)", type=int, metavar="N")
 
