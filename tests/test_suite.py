@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tokenflow_nb import suite
+from tokenflow_nb.baselines import METHODS
 from tokenflow_nb.clip import Clip
 from tokenflow_nb.page import report_page
 from tokenflow_nb.report import Case, Report
@@ -112,6 +113,14 @@ def test_a_killed_process_leaves_what_it_finished(cases, tmp_path):
     report = run_suite(cases, dict(keep=kept, darken=darkened), tmp_path, **FEW)
     assert kept.seen == [] and darkened.seen == [cases[1].name]
     assert not report.errors and len(report.rows) == 4
+
+
+def test_another_process_knows_a_built_in_method_again():
+    "Else a suite with it could not go on after a restart."
+    script = "import json; from tokenflow_nb import baselines, suite; print(json.dumps({n: suite._about(e.make()) for n, e in baselines.METHODS.items()}))"
+    found = [subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert found[0] == found[1]
+    assert len(json.loads(found[0])) == len(METHODS) and "0x" not in found[0]
 
 
 def test_an_interrupt_stops_and_keeps(cases, tmp_path):

@@ -141,7 +141,7 @@ def ssim(
     pair = as_pair(first, second, ("first", "second"))
     if min(pair[0].size) < 11:
         raise ClipError(f"{pair[0]!r}: SSIM looks through a window of 11 pixels; give larger frames")
-    tensors = (torch.from_numpy(clip.frames.copy()).permute(0, 3, 1, 2).double() / 255 for clip in pair)
+    tensors = (torch.from_numpy(clip.frames.copy()).permute(0, 3, 1, 2).float() / 255 for clip in pair)
     per_frame = structural_similarity_index_measure(*tensors, data_range=1.0, reduction="none").reshape(-1).numpy()
     return Measure("ssim", per_frame.mean(), per_frame, choices=dict(by="torchmetrics", window="gaussian 11, sigma 1.5", channels="each"))
 

@@ -139,9 +139,13 @@ def _about(method: Method) -> str:
     "A method with its settings, the same in every process."
     if is_dataclass(method):
         values = ((each.name, getattr(method, each.name)) for each in fields(method))
-        settings = ", ".join(f"{name}={str(value) if isinstance(value, Path) else value!r}" for name, value in values)
-        return f"{type(method).__qualname__}({settings})"
+        return f"{type(method).__qualname__}({', '.join(f'{name}={_setting(value)}' for name, value in values)})"
     return getattr(method, "__qualname__", type(method).__qualname__)
+
+
+def _setting(value: Any) -> str:
+    "A value in words; a function by its name, since its `repr` tells where it lies in this process."
+    return getattr(value, "__qualname__", None) or (str(value) if isinstance(value, Path) else repr(value))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .ablation import fixed_keyframes, joint_only, per_frame, plug_and_play, tokenflow, tokenflow_published, vae
+from .ablation import fixed_keyframes, joint_only, per_frame, plug_and_play, tokenflow, tokenflow_deflickered, tokenflow_published, vae
 from .atlas import LayeredAtlas
 from .job import Job, Method
 from .patches import KeyframePatches
@@ -41,6 +41,7 @@ METHODS: dict[str, Entry] = {
     "joint_only": Entry(lambda: joint_only, "joint attention only", "all frames attend to all, nothing is propagated"),
     "fixed_keyframes": Entry(lambda: fixed_keyframes, "fixed keyframes", "TokenFlow with the same keyframes at every step"),
     "tokenflow": Entry(lambda: tokenflow, "TokenFlow", "by the paper's rule (Geyer et al. 2023)"),
+    "tokenflow_deflickered": Entry(lambda: tokenflow_deflickered, "TokenFlow, deflickered", "and then filtered along the source's motion"),
     "tokenflow_published": Entry(lambda: tokenflow_published, "TokenFlow, published rule", "as the authors' program propagates"),
     "tune_a_video": Entry(TuneAVideo, "Tune-A-Video", "attention tuned on the clip (Wu et al. 2023)"),
     "text2video_zero": Entry(Text2VideoZero, "Text2Video-Zero", "attention to the first frame (Khachatryan et al. 2023)"),
