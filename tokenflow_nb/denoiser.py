@@ -17,8 +17,8 @@ from .attention import Context, Injection, TokenFlowAttention, installed
 from .guidance import Editor
 from .inversion import Trajectory
 from .keyframes import JointGroup, joint_groups
-from .memory import room_in_file
-from .model import Blocks, Model, out_of_memory, trim_memory
+from .memory import trim_memory
+from .model import Blocks, Model, out_of_memory
 from .propagation import Plan, make_plan
 
 if TYPE_CHECKING:
@@ -110,9 +110,9 @@ class Denoiser:
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         "Rows and their guided noise, from the first frame to the last."
         count = len(latents)
-        kept = self.context.keyframes if self.context else {}  # its memory serves again
-        room = room_in_file if self.model.device.type == "cpu" else torch.empty_like
-        context = Context(injection=injection, keyframes=kept, room=room, guided=guided, recorded=self.record is not None)
+        rooms = dict(keyframes=self.context.keyframes, waiting=self.context.waiting) if self.context else {}  # their memory serves again
+        in_files = self.model.device.type == "cpu"
+        context = Context(injection=injection, in_files=in_files, guided=guided, recorded=self.record is not None, **rooms)
         with installed(self.model.unet, context, self.model.backbone.features, self.processor):
             self.context = context
             if self.rule == "joint":

@@ -15,8 +15,8 @@ from .clip import FRAMES_IN_MEMORY, Clip
 from .denoiser import WITHOUT_PROPAGATION
 from .inversion import check_size, find_correction, inversion_grid
 from .keyframes import intervals
-from .memory import LATENTS_IN_MEMORY, free_memory
-from .model import HELD_BACK, Model
+from .memory import HELD_BACK, LATENTS_IN_MEMORY, free_memory
+from .model import Model
 from .probe import Probe, asked_probe, known_probe
 from .store import cache_home, free_disk, in_bytes
 from .work import Work, count_work, guided_steps, is_guided, joint_passes
@@ -184,12 +184,11 @@ def _memory(job: _Job, rows: int) -> dict[str, float]:
     freed = 3 * HELD_BACK // 8 if job.on_cpu else 0  # as much as `benchmarks/planner.py` finds, at the time of the peak
     in_frames = probe.frames if job.negative else probe.after
     row = in_frames.bytes / (1 if job.on_cpu else job.branches - job.config.recorded)  # on the CPU branches go one after the other
-    waiting = probe.output  # the source's queries and keys in half of the layers, until the branches after it have read them
     path = 2 * rows * (job.kept + 1) * job.latents
     parts = dict(
         invert=max(probe.encode.bytes, rows * probe.invert.bytes) + path,
         record=(alone + rows * (probe.record.bytes + probe.recorded)) if job.config.recorded else 0.0,
-        keyframes=2 * latents + kept + joint * (row + waiting if job.on_cpu else job.branches * row),
+        keyframes=2 * latents + kept + joint * row * (1 if job.on_cpu else job.branches),
         frames=2 * latents + kept + rows * in_frames.bytes if job.config.rule != "joint" else 0.0,
         decode=latents + probe.decode.bytes + min(job.pictures, FRAMES_IN_MEMORY),
     )
@@ -198,12 +197,13 @@ def _memory(job: _Job, rows: int) -> dict[str, float]:
 # %% ../nbs/10_planner.ipynb #544775d5
 def _disk(job: _Job, recorded: int = 0) -> dict[str, float]:
     "Bytes by part; `recorded` bytes of a frame and step in a record."
-    latents = job.frames * job.latents
+    latents, probe = job.frames * job.latents, job.probe
+    waiting = max(job.passes, default=0) * probe.output if probe else 0  # the source's queries and keys in half of the layers, for the branches after it
     files, rooms = (size if size > limit else 0 for size, limit in ((job.pictures, FRAMES_IN_MEMORY), (latents, LATENTS_IN_MEMORY)))
     return dict(
         invert=(job.kept + 1) * latents + files,
         record=job.work().record and job.taken * job.frames * recorded,
-        keyframes=max(_kept(job)) if job.on_cpu else 0,
+        keyframes=max(_kept(job)) + waiting if job.on_cpu else 0,
         frames=2 * (latents + rooms),  # the checkpoint before goes when the next one is there
         decode=files,
     )

@@ -31,7 +31,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from .attention import Context, Injection, KeyframeTokens, installed
+from .attention import Context, Injection, KeptRows, installed
 from .clip import Clip, as_clip, fit_clip, gather_frames, let_go
 from .denoiser import WITHOUT_PROPAGATION, Denoiser
 from .edit import Edit, EditConfig, EditResult, default_size, invert_for
@@ -119,7 +119,7 @@ class Ranks:
             dist.all_gather(parts, padded, self.group)
         return torch.cat([part[: len(shard.keyframes)] for part, shard in zip(parts, self.cut)]).chunk(2, -1)
 
-    def with_neighbours(self, tokens: dict[str, KeyframeTokens]) -> dict[str, KeyframeTokens]:
+    def with_neighbours(self, tokens: dict[str, KeptRows]) -> dict[str, KeptRows]:
         "The tokens of this shard's keyframes by layer, and before and after them those of the keyframe next to the shard, if there is one."
         calls = []
         before = self._swap(tokens, self.rank - 1, slice(0, 1), calls)
@@ -129,7 +129,7 @@ class Ranks:
                 call.wait()
         return {layer: self._between(before[layer], own, after[layer]) for layer, own in tokens.items()}
 
-    def _swap(self, tokens: dict[str, KeyframeTokens], other: int, edge: slice, calls: list) -> dict[str, dict[str, torch.Tensor]]:
+    def _swap(self, tokens: dict[str, KeptRows], other: int, edge: slice, calls: list) -> dict[str, dict[str, torch.Tensor]]:
         "Adds the calls that give the tokens at an edge to another process; where its own will be. Nothing if there is no such process."
         theirs: dict[str, dict[str, torch.Tensor]] = {layer: {} for layer in tokens}
         for layer, own in tokens.items() if 0 <= other < len(self.cut) else ():
@@ -139,8 +139,8 @@ class Ranks:
                 calls += [dist.P2POp(dist.isend, mine, other, self.group), dist.P2POp(dist.irecv, theirs[layer][name], other, self.group)]
         return theirs
 
-    def _between(self, before: dict[str, torch.Tensor], own: KeyframeTokens, after: dict[str, torch.Tensor]) -> KeyframeTokens:
-        joined = KeyframeTokens()
+    def _between(self, before: dict[str, torch.Tensor], own: KeptRows, after: dict[str, torch.Tensor]) -> KeptRows:
+        joined = KeptRows()
         for name in own.names():
             joined.write(name, torch.cat([part for part in (before.get(name), own[name], after.get(name)) if part is not None]), 0)
         return joined
