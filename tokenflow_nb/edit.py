@@ -31,7 +31,7 @@ from .denoiser import WITHOUT_PROPAGATION, Conditioning, Denoiser
 from .guidance import Editor, check_fraction, make_editor, remeasured_start
 from .inversion import Trajectory, check_finite, find_correction, invert
 from .keyframes import intervals, joint_groups, keyframe_table
-from .memory import PeakMemory, room_for
+from .memory import PeakMemory, room_for, trim_memory
 from .model import Blocks, Model, ddim_move, load_model, predicted_clean
 from .planner import Forecast, finite, plan
 from .propagation import RULES
@@ -153,10 +153,7 @@ class Edit:
             config.max_joint_keyframes, record,
         )
         self.index = self.first = self.editor.first_step(len(self.timesteps))
-        start = remeasured_start if config.remeasure else self.editor.start
-        latents = start(model, trajectory, self.timesteps[self.index])
-        self.latents = room_for(latents).copy_(latents)  # (f, c, h, w)
-        let_go(self.latents)  # the source may be recorded before they are looked at
+        self.latents = self._start()  # (f, c, h, w)
         self.history: list[torch.Tensor] = []  # latents before each step taken, if they are kept
 
     def __repr__(self) -> str:
@@ -168,6 +165,17 @@ class Edit:
     @property
     def done(self) -> bool:
         return self.index == len(self.timesteps)
+
+    def _start(self) -> torch.Tensor:
+        "The latents to start from, asked a block at a time: all of a long clip would be the peak of its edit."
+        start, room = remeasured_start if self.config.remeasure else self.editor.start, None
+        for first in range(0, len(self.trajectory), self.config.block_size):
+            rows = range(len(self.trajectory))[first : first + self.config.block_size]
+            latents = start(self.model, self.trajectory.excerpt(list(rows)), self.timesteps[self.index])
+            room = room_for(torch.empty(len(self.trajectory), *latents.shape[1:], dtype=latents.dtype, device="meta")) if room is None else room
+            room[rows.start : rows.stop] = latents
+            let_go(room)
+        return room
 
     def noise(
         self,
@@ -188,13 +196,15 @@ class Edit:
         timestep, below = self.timesteps[self.index], [*self.timesteps, None][self.index + 1]
         levels = self.model.schedule.level(timestep), self.model.schedule.level(below)
         latents = room_for(self.latents)
-        let_go(self.latents)  # the step before and a checkpoint have read them all
+        let_go(self.latents)  # a checkpoint has read them all
         for rows, noise in self.denoiser.by_blocks(*self._place(), guided=self.config.guided(self.index)):
-            latents[rows] = ddim_move(self.latents[rows], noise, *levels)
+            moved = ddim_move(self.latents[rows], noise, *levels)
+            check_finite(moved, f"step {self.index + 1} of {len(self.timesteps)} (timestep {timestep})", self.model)
+            latents[rows] = moved
             let_go(self.latents)
             let_go(latents)
+        trim_memory()  # before somebody reads them all
         latents = self.editor.after_step(latents, self.index)
-        check_finite(latents, f"step {self.index + 1} of {len(self.timesteps)} (timestep {timestep})", self.model)
         history = [*self.history, self.latents] if self.keep_history else []
         self.history, self.latents, self.index = history, latents, self.index + 1  # at once: an interrupt finds all or none
         return self

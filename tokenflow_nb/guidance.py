@@ -27,7 +27,7 @@ class Editor:
         return 0
 
     def start(self, model: Model, trajectory: Trajectory, timestep: int) -> torch.Tensor:
-        "The latents `(f, c, h, w)` that denoising starts from, at the noise level of `timestep`."
+        "The latents `(f, c, h, w)` that denoising starts from, at the noise level of `timestep`. Asked a few frames at a time."
         return trajectory.at(timestep)
 
     def unet_kwargs(self, model: Model, frames: list[int], branches: tuple[str, ...]) -> dict:

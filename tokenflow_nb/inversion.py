@@ -99,6 +99,9 @@ class Excerpt:
     def noisiest(self) -> int:
         return self.whole.noisiest
 
+    def excerpt(self, positions: list[int]) -> "Excerpt":
+        return Excerpt(self.whole, [self.positions[position] for position in positions])
+
 
 
 # %% ../nbs/03_inversion.ipynb #93f3d6c0

@@ -82,14 +82,14 @@ def joint_groups(
         raise ValueError(f"max_joint_keyframes={most!r}: give a whole number of at least 2, or None for all")
     if most is None or keyframes <= most:
         return [JointGroup(range(keyframes), list(range(keyframes)))]
-    guests = max(1, round(most / 3))
+    guests = max(1, most // 4)  # each costs a pass over a frame that is made elsewhere
     count = -(-keyframes // (most - guests))
     edges = [keyframes * number // count for number in range(count + 1)]
     return [_with_guests(range(*edge), keyframes, guests) for edge in zip(edges, edges[1:])]
 
 
 def _with_guests(members: range, keyframes: int, guests: int) -> JointGroup:
-    "Members, the keyframe before them, and others evenly from the whole clip."
-    spread = [round(number * (keyframes - 1) / max(1, guests - 1)) for number in range(guests)]
-    others = [each for each in (members.start - 1, *spread, members.stop, *range(keyframes)) if 0 <= each < keyframes and each not in members]
+    "Members, the first keyframe of all, the one before them, and others evenly from the whole clip."
+    first, *spread = (round(number * (keyframes - 1) / max(1, guests - 1)) for number in range(max(2, guests)))
+    others = [each for each in (first, members.start - 1, *spread, members.stop, *range(keyframes)) if 0 <= each < keyframes and each not in members]
     return JointGroup(members, sorted([*members, *list(dict.fromkeys(others))[:guests]]))

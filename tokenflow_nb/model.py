@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .memory import hold_memory, steady_memory, trim_memory
+from .memory import steady_memory, trim_memory
 
 if TYPE_CHECKING:  # they take seconds to import: whoever loads a model waits for them, nobody else
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -342,7 +342,6 @@ def load_model(
             continue
         if device.type == "cpu":
             _feed_by_rows(parts["unet"])
-            hold_memory(parts["unet"])
         if device.type != "mps":
             parts["unet"].to(memory_format=torch.channels_last)  # as convolutions compute: else each copies its tensors there and back
         info = MODELS.get(name)
