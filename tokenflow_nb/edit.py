@@ -196,15 +196,14 @@ class Edit:
         timestep, below = self.timesteps[self.index], [*self.timesteps, None][self.index + 1]
         levels = self.model.schedule.level(timestep), self.model.schedule.level(below)
         latents = room_for(self.latents)
-        let_go(self.latents)  # a checkpoint has read them all
+        let_go(self.latents)  # the step before and a checkpoint have read them all
         for rows, noise in self.denoiser.by_blocks(*self._place(), guided=self.config.guided(self.index)):
-            moved = ddim_move(self.latents[rows], noise, *levels)
-            check_finite(moved, f"step {self.index + 1} of {len(self.timesteps)} (timestep {timestep})", self.model)
-            latents[rows] = moved
+            latents[rows] = ddim_move(self.latents[rows], noise, *levels)
             let_go(self.latents)
             let_go(latents)
-        trim_memory()  # before somebody reads them all
+        trim_memory()  # before all of them are read
         latents = self.editor.after_step(latents, self.index)
+        check_finite(latents, f"step {self.index + 1} of {len(self.timesteps)} (timestep {timestep})", self.model)
         history = [*self.history, self.latents] if self.keep_history else []
         self.history, self.latents, self.index = history, latents, self.index + 1  # at once: an interrupt finds all or none
         return self
