@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from tokenflow_nb.edit import Conditioning, Edit, EditConfig
-from tokenflow_nb.inversion import invert_latents
+from tokenflow_nb.inversion import Excerpt, invert_latents
 from tokenflow_nb.model import Model, NoiseSchedule
 
 FOLDER = Path(os.environ.get("TOKENFLOW_REFERENCE_DIR", Path(__file__).parent / "reference"))
@@ -38,6 +38,9 @@ class Recorded:
     def at(self, timestep, frames=None):
         latents = self.golden["latents" if timestep is None else f"inversion/{timestep}"]
         return latents if frames is None else latents[frames]
+
+    def excerpt(self, positions):
+        return Excerpt(self, positions)
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,24 @@ def test_an_interrupt_leaves_a_checkpoint(edit, tmp_path, monkeypatch):
     assert np.array_equal(resumed.edited.frames, whole.edited.frames)
 
 
+def test_a_death_between_the_last_checkpoint_and_the_end_of_the_one_before_leaves_no_trace(edit, tmp_path, monkeypatch):
+    whole, drop, drops = edit(tmp_path / "other"), store_room.Draft.drop, []
+
+    def dies(self, name):
+        drops.append(name)
+        if len(drops) == 3:
+            raise KeyboardInterrupt
+        drop(self, name)
+
+    monkeypatch.setattr(store_room.Draft, "drop", dies)
+    with pytest.raises(KeyboardInterrupt):
+        edit()
+    resumed = edit()
+    assert resumed.resumed_at == 4 and np.array_equal(resumed.edited.frames, whole.edited.frames)
+    (entry,) = (entry for entry in Store(tmp_path / "cache").entries() if entry.meta["kind"] == "edit")
+    assert [name.partition(".")[0] for name in entry.manifest["files"]] == ["step-0004"]
+
+
 def test_what_is_done_is_read_unless_it_shall_not_be(edit, monkeypatch):
     first = edit()
     stop_at(monkeypatch, 0, AssertionError("not one step is to be taken"))

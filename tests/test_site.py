@@ -213,7 +213,7 @@ def test_a_tutorial_with_other_code_is_stale(tutorial):
 def test_a_tutorial_is_stale_when_a_module_changes_that_it_reaches(tutorial, monkeypatch, tmp_path):
     package = tmp_path / "tokenflow_nb"
     package.mkdir()
-    for name in ("attention", "clip", "keyframes", "propagation", "edit"):
+    for name in ("attention", "clip", "keyframes", "memory", "propagation", "edit"):
         (package / f"{name}.py").write_text((website.PACKAGE / f"{name}.py").read_text())
     monkeypatch.setattr(run_tutorials, "ROOT", tmp_path)
     assert run_tutorials.stale(tutorial) == ""

@@ -344,14 +344,20 @@ class _Checkpoints:
     def restore(self, edit: Edit):
         "Takes an edit to the last checkpoint."
         if self.names:
-            edit.latents, edit.index = self.draft.load(self.names[-1])["latents"], int(self.names[-1].removeprefix("step-"))
+            *older, last = self.names  # a process that died between the two left both
+            edit.latents, edit.index = self.draft.load(last)["latents"], int(last.removeprefix("step-"))
+            self._drop(older)
+            self.names = [last]
+
+    def _drop(self, names: list[str]):
+        for name in names:
+            self.draft.drop(name)
 
     def __call__(self, edit: Edit):
         if edit.done or time.monotonic() - self.last >= CHECKPOINT_SECONDS:
             name = f"step-{edit.index:04d}"
             self.draft.put(name, {"latents": edit.latents})
-            for older in self.names:
-                self.draft.drop(older)
+            self._drop(self.names)
             self.names, self.last = [name], time.monotonic()
 
 
@@ -363,7 +369,8 @@ def run_kept(
 ) -> int:
     "Takes all steps of an edit, through interruptions. Returns the step that it began with: 0, or where an earlier run ended."
     store = store or Store()
-    key = "edit-" + digest(edit.trajectory.entry.key, asdict(edit.config), edit.guidance_scale, edit.interval, edit.keyframes)
+    groups = [group.everybody for group in joint_groups(edit.keyframes.shape[-1], edit.config.max_joint_keyframes)]
+    key = "edit-" + digest(edit.trajectory.entry.key, asdict(edit.config), edit.guidance_scale, edit.interval, edit.keyframes, groups)
     if not resume:
         store.remove(key)
     meta = dict(kind="edit", prompt=edit.config.prompt, frames=len(edit), steps=len(edit.timesteps), trajectory=edit.trajectory.entry.key)
