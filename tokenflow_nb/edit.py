@@ -168,12 +168,12 @@ class Edit:
 
     def _start(self) -> torch.Tensor:
         "The latents to start from, asked a block at a time: all of a long clip would be the peak of its edit."
-        start, room = remeasured_start if self.config.remeasure else self.editor.start, None
-        for first in range(0, len(self.trajectory), self.config.block_size):
-            rows = range(len(self.trajectory))[first : first + self.config.block_size]
-            latents = start(self.model, self.trajectory.excerpt(list(rows)), self.timesteps[self.index])
-            room = room_for(torch.empty(len(self.trajectory), *latents.shape[1:], dtype=latents.dtype, device="meta")) if room is None else room
-            room[rows.start : rows.stop] = latents
+        start, timestep = remeasured_start if self.config.remeasure else self.editor.start, self.timesteps[self.index]
+        count, size, room = len(self.trajectory), self.config.block_size, None
+        for first in range(0, count, size):
+            latents = start(self.model, self.trajectory.excerpt(list(range(first, min(first + size, count)))), timestep)
+            room = room_for(latents.new_empty(count, *latents.shape[1:])) if room is None else room
+            room[first : first + size] = latents
             let_go(room)
         return room
 

@@ -20,25 +20,6 @@ from threading import Thread
 import numpy as np
 import torch
 
-# %% ../nbs/01_memory.ipynb #6f0c92b4
-def trim_memory() -> None:
-    "Gives freed memory back to the system, where the C library can. Else it stays in pieces that the next block does not fit, and grows with the clip."
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-HELD_BACK = 32 << 20  # bytes of freed memory that may stay for the next tensors
-
-
-def steady_memory() -> None:
-    "Large tensors on the CPU are lent by the system and go back to it: else freed memory stays, in pieces that the next block does not fit."
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # asked at the first convolution; 1024 otherwise, and each keeps memory
-    with suppress(OSError, AttributeError):
-        library = ctypes.CDLL("libc.so.6")
-        library.mallopt(_MMAP_THRESHOLD, 2 << 20)
-        library.mallopt(_TRIM_THRESHOLD, HELD_BACK)
-
 # %% ../nbs/01_memory.ipynb #09cb9ea1
 def _status(name: str) -> float:
     "A figure of /proc/self/status in bytes; NaN where there is none."
@@ -61,6 +42,25 @@ def _look_now_and_then(watch: weakref.ref) -> None:
         held.highest = max(held.highest, _status("VmRSS"))
         del held
         time.sleep(0.005)
+
+# %% ../nbs/01_memory.ipynb #6f0c92b4
+def trim_memory() -> None:
+    "Gives freed memory back to the system, where the C library can. Else it stays in pieces that the next block does not fit, and grows with the clip."
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+HELD_BACK = 32 << 20  # bytes of freed memory that may stay for the next tensors
+
+
+def steady_memory() -> None:
+    "Large tensors on the CPU are lent by the system and go back to it: else freed memory stays, in pieces that the next block does not fit."
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # asked at the first convolution; 1024 otherwise, and each keeps memory
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(_MMAP_THRESHOLD, 2 << 20)
+        library.mallopt(_TRIM_THRESHOLD, HELD_BACK)
 
 # %% ../nbs/01_memory.ipynb #cd325fcb
 class PeakMemory:

@@ -144,8 +144,9 @@ def _about(method: Method) -> str:
 
 
 def _setting(value: Any) -> str:
-    "A value in words; a function by its name, since its `repr` tells where it lies in this process."
-    return getattr(value, "__qualname__", None) or (str(value) if isinstance(value, Path) else repr(value))
+    "A value in words; a function by its name, if that tells it from others: its `repr` says where it lies in this process."
+    name = getattr(value, "__qualname__", "<")
+    return name if "<" not in name else str(value) if isinstance(value, Path) else repr(value)
 
 
 @dataclass(frozen=True)
