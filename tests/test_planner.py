@@ -109,6 +109,16 @@ def test_what_the_disk_cannot_hold_is_told(model, found, monkeypatch):
     assert live.warnings == () and "source_branch='recorded'" in live.advice[0]
 
 
+def test_the_disk_is_the_one_that_the_store_lies_on(model, found, monkeypatch, tmp_path):
+    small = Store(tmp_path / "small")
+    monkeypatch.setattr("tokenflow_nb.planner.free_disk", lambda root: 1 if root == small.root else int(1e15))
+    asked = 200, (128, 128), EditConfig("a star"), model, found, 1e12
+    assert forecast(*asked).warnings == () and "on the disk" in forecast(*asked, small).warnings[0]
+    monkeypatch.setattr("tokenflow_nb.planner.asked_probe", lambda *job: found)
+    clip = Scene("star", "blue", "grass").render(8, 64)
+    assert "on the disk" in plan(clip, EditConfig("a star"), model, 1e12, store=small).warnings[0]
+
+
 def test_without_a_probe_what_is_not_known_is_not_said(model):
     made = forecast(24, (128, 128), EditConfig("a star"), model, None)
     assert math.isnan(made.seconds) and math.isnan(made.memory) and made.disk > 0 and "about" not in made.line and "nan" not in str(made).lower()

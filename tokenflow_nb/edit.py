@@ -511,7 +511,7 @@ def edit_video(
     if progress:
         tqdm.write(f"{clip!r} · {clip.fit or 'size unchanged'} · {model.name} on {model.device}, {str(model.dtype).removeprefix('torch.')}")
     timings["load"] = clock()
-    memory, forecast = PeakMemory(model.device), _forecast(model, clip, settings, progress)  # in this order: a forecast counts what its probe leaves
+    memory, forecast = PeakMemory(model.device), _forecast(model, clip, settings, store, progress)  # in this order: a forecast counts what its probe leaves
     if forecast:
         timings["plan"] = clock()
     trajectory = invert_for(model, clip, settings, store, progress)
@@ -532,11 +532,11 @@ def edit_video(
     return result
 
 
-def _forecast(model: Model, clip: Clip, settings: EditConfig, progress: bool) -> Forecast | None:
+def _forecast(model: Model, clip: Clip, settings: EditConfig, store: Store | None, progress: bool) -> Forecast | None:
     "What the edit will need, printed; None where nobody looks."
     if not progress:
         return None
-    forecast = plan(clip, settings, model)
+    forecast = plan(clip, settings, model, store=store)
     tqdm.write("\n".join([forecast.line, *forecast.warnings]))
     return forecast
 

@@ -18,7 +18,7 @@ from .keyframes import intervals
 from .memory import HELD_BACK, LATENTS_IN_MEMORY, free_memory
 from .model import Model
 from .probe import Probe, asked_probe, known_probe
-from .store import cache_home, free_disk, in_bytes
+from .store import Store, free_disk, in_bytes
 from .work import Work, count_work, guided_steps, is_guided, joint_passes
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def _disk_warnings(disk: dict[str, float], free: int) -> tuple[str, ...]:
     need = sum(disk.values())
     if need <= 0.9 * free:
         return ()
-    way = f"source_branch='live' does without {in_bytes(disk['record'])} of it" if disk["record"] else "make room, or set TOKENFLOW_HOME to a folder on another disk"
+    way = f"source_branch='live' does without {in_bytes(disk['record'])} of it" if disk["record"] else "make room, or give store= or TOKENFLOW_HOME a folder on another disk"
     return (f"It writes {in_bytes(need)} where {in_bytes(free)} are free on the disk: {way}.",)
 
 
@@ -278,6 +278,7 @@ def forecast(
     model: Model,
     found: Probe | None,  # None: evaluations and disk alone
     memory: float | None = None,  # bytes that it may need; None: what is free on the device
+    store: Store | None = None,  # whose disk it writes to; None: the default cache
 ) -> Forecast:
     "The `Forecast` of an edit from what a probe found."
     visited, kept = inversion_grid(model, config.num_inference_steps, config.inversion_steps)
@@ -291,7 +292,7 @@ def forecast(
     stages = tuple(
         Stage(names[part], titles[part], getattr(work, part, 0), seconds[part], needs[part], disk[part], reasons[part]) for part in names if reasons[part]
     )
-    said = (_warnings(job, memory, fits) + _disk_warnings(disk, free_disk(cache_home())), _advice(job)) if found else ((), ())
+    said = (_warnings(job, memory, fits) + _disk_warnings(disk, free_disk((store or Store()).root)), _advice(job)) if found else ((), ())
     return Forecast(frames, str(model.device), stages, *said, fits)
 
 
@@ -301,10 +302,11 @@ def plan(
     model: Model,
     memory: float | None = None,  # bytes that it may need above the loaded model; None: what is free on the device
     measure: bool = True,  # ask the device, for a second or two; else only what is known of it in this process
+    store: Store | None = None,  # whose disk it writes to; None: the default cache
 ) -> Forecast:
     "The `Forecast` of an edit that finds nothing in the store. Raises `ValueError` for a clip or settings that do not fit the model."
     check_size(model, clip)
     if config.keyframe_interval is not None:
         intervals(len(clip), config.keyframe_interval)
     found = (asked_probe if measure else known_probe)(model, clip.size, config, len(clip))
-    return forecast(len(clip), clip.size, config, model, found, memory)
+    return forecast(len(clip), clip.size, config, model, found, memory, store)

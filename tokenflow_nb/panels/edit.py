@@ -304,7 +304,7 @@ class EditState(traitlets.HasTraits):
             total = count_work(len(clip), config, scale != 1).total
             return f"{total / len(clip):.0f} evaluations a frame, {total:,} in all"
         size = default_size(model, clip)
-        return forecast(len(clip), size, config, model, known_probe(model, size, config, len(clip))).line
+        return forecast(len(clip), size, config, model, known_probe(model, size, config, len(clip)), store=self.store).line
 
     def _begin(self, task: str, work: Callable[[EditConfig, Event], None]) -> None:
         "Starts work with the settings as they are now. What is wrong with them is said before any work."
