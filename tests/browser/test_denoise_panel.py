@@ -12,7 +12,7 @@ from tokenflow_nb.toy.world import Scene
 scene = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3), spin=0.02)
 clip, model = scene.render(4), load_model("toy", device="cpu")
 trajectory = invert(model, clip, scene.caption, steps=5, progress=False)
-config = EditConfig("a gold star on grass", scene.caption, num_inference_steps=5, keyframe_interval=2)
+config = EditConfig("a gold star on grass", scene.caption, num_inference_steps=5, keyframe_interval=2, pnp_attn_t=0.5)
 panel = DenoisePanel(Edit(model, trajectory, config, clip))
 panel
 """
