@@ -2,13 +2,14 @@
 
 import csv
 import json
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
 
 from tokenflow_nb import cli
 from tokenflow_nb.attention import TokenFlowAttention
-from tokenflow_nb.bench import PRESETS, Bench, Preset, Subject, bench, operations, rendered, run_job, sd_subjects, table
+from tokenflow_nb.bench import PRESETS, Preset, Subject, bench, operations, rendered, run_apart, run_job, sd_subjects, table
 from tokenflow_nb.edit import Edit, EditConfig
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.toy.evaluate import EditCase
@@ -120,9 +121,20 @@ def test_a_preset_that_does_not_fit_is_told(monkeypatch):
     def full(*arguments, **named):
         raise torch.OutOfMemoryError("out of memory")
 
+    def killed(*arguments, **named):
+        raise BrokenProcessPool("terminated abruptly")
+
     monkeypatch.setattr("tokenflow_nb.bench.bench_preset", full)
-    told = bench(presets=["published"], frames=2, lengths=(), resolution=(64, 64))
-    assert isinstance(told, Bench) and told.failed == ("published: out of memory with 2 frames",) and "out of memory" in str(told)
+    monkeypatch.setattr("tokenflow_nb.bench.run_apart", killed)
+    told = bench(presets=["published"], frames=2, lengths=(4,), resolution=(64, 64))
+    assert told.failed == ("published: out of memory with 2 frames", "growth: out of memory with 4 frames") and "out of memory" in str(told)
+
+
+def test_each_length_is_measured_in_a_process_of_its_own_from_the_loaded_model(monkeypatch):
+    monkeypatch.setattr("tokenflow_nb.bench.run_job", None)  # of this process
+    run = run_apart("toy", 3, steps=2, resolution=(64, 64))
+    assert run.frames == 3 and run.edited is None and set(run.seconds) == {"invert", "record", "edit", "decode"}
+    assert run.memory > 20e6  # with what the first job takes
 
 
 def test_random_weights_are_the_same_each_time_and_cost_no_random_number():

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'STAGES', 'LENGTHS', 'CLOCKS', 'Preset', 'find_preset', 'Subject', 'toy_subjects', 'rendered',
-           'sd_subjects', 'Run', 'rows_counted', 'channels_first', 'Stopwatch', 'run_job', 'matrix_rate', 'operations',
-           'Line', 'bench_preset', 'table', 'flat', 'growth', 'plot_growth', 'growth_table', 'machine', 'Bench',
-           'bench']
+           'sd_subjects', 'subjects_of', 'Run', 'rows_counted', 'channels_first', 'Stopwatch', 'run_job', 'matrix_rate',
+           'operations', 'Line', 'bench_preset', 'table', 'flat', 'run_apart', 'plot_growth', 'growth_table', 'machine',
+           'Bench', 'bench']
 
 # %% ../nbs/13_bench.ipynb #9551c5ab
 import csv
-import gc
 import json
 import math
 import os
@@ -18,9 +17,12 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,13 @@ def sd_subjects(size: tuple[int, int] = (512, 512)) -> list[Subject]:
     "A rendered scene at Stable Diffusion's size, and a model that paints noise."
     scene = Scene("star", "blue", "grass")
     return [Subject(f"random weights, {size[0]}×{size[1]}", random_model(), partial(rendered, scene, size), scene.caption, scene.replace(material="gold").caption)]
+
+
+def subjects_of(size: str, resolution: tuple[int, int] | None = None, scenes: int = 1) -> list[Subject]:
+    "The subjects of a size, toy or sd, of 128×128 or 512×512 pixels unless said. Raises `ValueError` for another."
+    if size not in ("toy", "sd"):
+        raise ValueError(f"size={size!r} is unknown: sizes are toy and sd")
+    return toy_subjects(scenes, (resolution or (128, 128))[0]) if size == "toy" else sd_subjects(resolution or (512, 512))
 
 # %% ../nbs/13_bench.ipynb #68577a00
 @dataclass(frozen=True)
@@ -305,22 +314,27 @@ def flat(line: Line) -> dict[str, float | str]:
     )
 
 # %% ../nbs/13_bench.ipynb #cd2b99af
-def growth(
-    subject: Subject,
-    lengths: Sequence[int],
-    steps: int = 4,
-    clock: Callable[[], float] = time.perf_counter,
-    progress: bool = False,
-) -> list[Run]:
-    "The default preset at each length, the shortest first."
-    runs = []
-    run_job(subject, PRESETS["default"], min(8, *lengths), num_inference_steps=2)
+def _run_here(size: str, resolution: tuple[int, int] | None, frames: int, steps: int, clock: str, progress: bool, threads: int) -> Run:
+    "The job of a process that makes no other; its memory counts from the loaded model."
+    torch.set_num_threads(threads)
+    subject = subjects_of(size, resolution)[0]
     base = PeakMemory(subject.model.device).before
-    for frames in sorted(lengths):
-        gc.collect()
-        run = run_job(subject, PRESETS["default"], frames, clock, progress, base=base, num_inference_steps=steps)
-        runs.append(replace(run, edited=None))
-    return runs
+    run_job(subject, PRESETS["default"], 2, num_inference_steps=2)  # what only the first job takes
+    run = run_job(subject, PRESETS["default"], frames, CLOCKS[clock], progress, base=base, num_inference_steps=steps)
+    return replace(run, edited=None)
+
+
+def run_apart(
+    size: str,  # as `bench` has it
+    frames: int,
+    steps: int = 4,  # denoising steps
+    resolution: tuple[int, int] | None = None,
+    clock: str = "wall",
+    progress: bool = False,
+) -> Run:
+    "A job of the default preset in a process of its own: what others left in memory, and the holes in it, count for none."
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_run_here, size, resolution, frames, steps, clock, progress, torch.get_num_threads()).result()
 
 
 def plot_growth(runs: Sequence[Run], path: str | Path, title: str) -> Path:
@@ -374,7 +388,7 @@ class Bench:
     about: dict
     lines: tuple[Line, ...]
     runs: tuple[Run, ...]  # the growth with the length
-    failed: tuple[str, ...] = ()  # presets that did not fit, and why
+    failed: tuple[str, ...] = ()  # what did not fit
 
     def __str__(self) -> str:
         about = f"{self.about['machine']}; {self.about['clock']} clock; large matrices {self.about['rate'] / 1e12:.3g}·10¹² operations a second"
@@ -401,6 +415,17 @@ class Bench:
         return written + ([plot_growth(self.runs, out / "growth.png", self.about["machine"])] if self.runs else [])
 
 # %% ../nbs/13_bench.ipynb #59000093
+@contextmanager
+def _reporting_no_room(what: str, frames: int, failed: list[str]) -> Iterator[None]:
+    "Notes what memory did not suffice for, and lets the others go on."
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not (out_of_memory(error) or isinstance(error, BrokenProcessPool)):  # the system ends a process that wants too much
+            raise
+        failed.append(f"{what}: out of memory with {frames} frames")
+
+
 def bench(
     size: str = "toy",  # toy, or sd: Stable Diffusion 2.1 with random weights
     presets: Sequence[str] = tuple(PRESETS),
@@ -408,30 +433,28 @@ def bench(
     lengths: Sequence[int] = LENGTHS,  # of the growth; none: leave it out
     scenes: int = 1,  # toy: over how many the table takes its means
     steps: int | None = None,  # denoising steps of all presets; None: each preset's own
-    growth_steps: int = 4,
+    growth_steps: int = 4,  # denoising steps where growth is measured
     resolution: tuple[int, int] | None = None,  # height and width; None: 128×128 for toy, 512×512 for sd
     clock: str = "wall",  # or cpu: the time that this process computes, on a machine that others use too
     progress: bool = False,
 ) -> Bench:
     "Measures presets and growth on this machine. Raises `ValueError` for an unknown size, preset or clock."
-    if size not in ("toy", "sd") or clock not in CLOCKS:
-        raise ValueError(f"size={size!r}, clock={clock!r}: sizes are toy and sd, clocks are {' and '.join(CLOCKS)}")
+    if clock not in CLOCKS:
+        raise ValueError(f"clock={clock!r} is unknown: clocks are {' and '.join(CLOCKS)}")
     for name in presets:
         find_preset(name)
     if any(not isinstance(count, int) or count < 2 for count in (*lengths, frames or 24)):
         raise ValueError(f"frames={frames!r}, lengths={lengths!r}: give whole numbers of frames, at least 2")
-    subjects = toy_subjects(scenes, (resolution or (128, 128))[0]) if size == "toy" else sd_subjects(resolution or (512, 512))
+    subjects = subjects_of(size, resolution, scenes)
     frames, model, changes = frames or (24 if size == "toy" else 40), subjects[0].model, dict(num_inference_steps=steps) if steps else {}
-    rate, lines, failed = matrix_rate(model.device, model.dtype, CLOCKS[clock]), [], []
+    rate, lines, runs, failed = matrix_rate(model.device, model.dtype, CLOCKS[clock]), [], [], []
     run_job(subjects[0], PRESETS["default"], 2, num_inference_steps=2)  # what only the first job takes
     for name in presets:
-        try:
+        with _reporting_no_room(name, frames, failed):
             lines.append(bench_preset(name, subjects, frames, rate, CLOCKS[clock], progress, **changes))
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            failed.append(f"{name}: out of memory with {frames} frames")
-    runs = growth(subjects[0], lengths, growth_steps, CLOCKS[clock], progress) if lengths else []
+    for count in sorted(lengths):
+        with _reporting_no_room("growth", count, failed):
+            runs.append(run_apart(size, count, growth_steps, resolution, clock, progress))
     about = dict(
         size=size, machine=machine(model.device), dtype=str(model.dtype), clock=clock, rate=rate, frames=frames, steps=steps, growth_steps=growth_steps,
         subjects=[subject.name for subject in subjects], model=model.digest, versions=dict(torch=torch.__version__, python=platform.python_version()),

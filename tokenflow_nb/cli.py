@@ -587,9 +587,10 @@ _BENCH_EPILOG = """examples:
   tokenflow_nb bench --presets default,draft --lengths 24,48      minutes on a CPU
   tokenflow_nb bench --size sd --out bench-of-this-gpu            needs a GPU, downloads nothing
   tokenflow_nb bench --scenes 4 --lengths ""                      the table alone, quality over four scenes
+  tokenflow_nb bench --presets "" --growth-steps 25               the growth alone, in as many steps as an edit takes
 
 Prints the table and writes bench.md, bench.csv, bench.json and growth.png. The preset published is the authors' program as it was
-published, with 1,169 evaluations a frame where the default has 109: it takes longer than all the others together."""
+published, with 1,169 evaluations a frame where the default has 96: it takes longer than all the others together."""
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
@@ -603,7 +604,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     _option(parser, "--frames", "frames of the table's clips (default: 24 for toy, 40 for sd)", type=int, metavar="N")
     _option(parser, "--scenes", "toy: over how many scenes the table takes its means", type=int, default=1, metavar="N")
     _option(parser, "--steps", "denoising steps of every preset (default: each preset's own)", type=int, metavar="N")
-    _option(parser, "--growth-steps", "denoising steps where growth is measured", type=int, default=4, metavar="N")
+    _option(parser, "--growth-steps", "denoising steps where growth is measured, each length in a process of its own", type=int, default=4, metavar="N")
     _option(parser, "--resolution", "height x width of the frames (default: 128 for toy, 512 for sd)", type=parse_size, metavar="SIZE")
     _option(parser, "--clock", "wall, or cpu: the time that this process computes", choices=("wall", "cpu"), default="wall")
     _option(parser, "--out", "folder for the results", default="bench", metavar="DIR")
