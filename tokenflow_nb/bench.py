@@ -348,7 +348,8 @@ def plot_growth(runs: Sequence[Run], path: str | Path, title: str) -> Path:
     left.set(xlabel="frames", ylabel="seconds", ylim=(0, None), xlim=(0, None))
     left.legend(frameon=False)
     right.plot(frames, [run.memory / 1e6 for run in runs], "o-", color="0.3")
-    right.set(xlabel="frames", ylabel="peak memory above the model, MB", ylim=(0, None), xlim=(0, None))
+    highest = max(run.memory for run in runs) / 1e6
+    right.set(xlabel="frames", ylabel="peak memory above the model, MB", ylim=(0, 1.1 * highest), xlim=(0, None))
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
     return Path(path)
