@@ -2,7 +2,8 @@
 
 import csv
 import json
-from concurrent.futures.process import BrokenProcessPool
+import os
+import signal
 
 import pytest
 import torch
@@ -121,13 +122,20 @@ def test_a_preset_that_does_not_fit_is_told(monkeypatch):
     def full(*arguments, **named):
         raise torch.OutOfMemoryError("out of memory")
 
-    def killed(*arguments, **named):
-        raise BrokenProcessPool("terminated abruptly")
-
     monkeypatch.setattr("tokenflow_nb.bench.bench_preset", full)
-    monkeypatch.setattr("tokenflow_nb.bench.run_apart", killed)
-    told = bench(presets=["published"], frames=2, lengths=(4,), resolution=(64, 64))
-    assert told.failed == ("published: out of memory with 2 frames", "growth: out of memory with 4 frames") and "out of memory" in str(told)
+    told = bench(presets=["published"], frames=2, lengths=(), resolution=(64, 64))
+    assert told.failed == ("published: out of memory with 2 frames",) and "out of memory" in str(told)
+
+
+def killed(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_a_length_whose_process_is_killed_costs_its_row(monkeypatch):
+    monkeypatch.setattr("tokenflow_nb.bench._run_here", killed)
+    told = bench(presets=["default"], frames=2, lengths=(4,), steps=2, resolution=(64, 64))
+    assert len(told.lines) == 1 and told.runs == () and "growth" in told.failed[0] and "SIGKILL" in told.failed[0] and "4 frames" in str(told)
 
 
 def test_each_length_is_measured_in_a_process_of_its_own_from_the_loaded_model(monkeypatch):

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -297,12 +298,12 @@ def test_a_full_disk_is_explained_and_costs_nothing(tmp_path, monkeypatch, step)
 
 def no_flock(monkeypatch):
     "A file system that cannot lock, as newer versions of filelock meet it: they lock by a file that exists."
-    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "no locks here")))
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOSYS, "no locks here")))
 
 
 def no_lock(monkeypatch):
     "The same, as older versions meet it."
-    monkeypatch.setattr(store_module.FileLock, "acquire", lambda *_, **__: (_ for _ in ()).throw(NotImplementedError("use SoftFileLock")))
+    monkeypatch.setattr(store_module.FileLock, "acquire", Mock(side_effect=NotImplementedError("use SoftFileLock")))  # what filelock raises then
 
 
 @pytest.mark.skipif(os.name == "nt", reason="locks of Windows are others")

@@ -17,12 +17,9 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +40,7 @@ from .toy.world import Scene
 from .untrained import random_model
 from .tracing import traced
 from .work import count_work, joint_passes
+from .workers import LocalExecutor, WorkerLost
 from .written_out import WrittenOutAttention
 
 # %% ../nbs/13_bench.ipynb #c456a251
@@ -333,8 +331,11 @@ def run_apart(
     progress: bool = False,
 ) -> Run:
     "A job of the default preset in a process of its own: what others left in memory, and the holes in it, count for none."
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_run_here, size, resolution, frames, steps, clock, progress, torch.get_num_threads()).result()
+    executor = LocalExecutor(1)
+    try:
+        return executor.submit(_run_here, size, resolution, frames, steps, clock, progress, torch.get_num_threads()).result()
+    finally:
+        executor.stop()
 
 
 def plot_growth(runs: Sequence[Run], path: str | Path, title: str) -> Path:
@@ -421,8 +422,10 @@ def _reporting_no_room(what: str, frames: int, failed: list[str]) -> Iterator[No
     "Notes what memory did not suffice for, and lets the others go on."
     try:
         yield
+    except WorkerLost as error:  # the system ends a process that wants too much
+        failed.append(f"{what}: {error}; it had {frames} frames")
     except (RuntimeError, MemoryError) as error:
-        if not (out_of_memory(error) or isinstance(error, BrokenProcessPool)):  # the system ends a process that wants too much
+        if not out_of_memory(error):
             raise
         failed.append(f"{what}: out of memory with {frames} frames")
 

@@ -406,7 +406,7 @@ def _alone(root: Path, key: str) -> Iterator[bool]:
 
 
 def _acquire(lock: FileLock, key: str) -> None:
-    with suppress(NotImplementedError):  # a file system without locks: two processes may do the same work, and the first to end is believed
+    with suppress(NotImplementedError):  # filelock's word for a file system without locks: two processes may do the same work, and the first to end is believed
         try:
             lock.acquire(timeout=0)
         except Timeout:
