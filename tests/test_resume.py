@@ -66,7 +66,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path):
     assert len(kills) == KILLS
     for each in kills:
         assert not each["broken"] and each["ended"] == 0 and each["same"] and each["drafts"] == 0, (seed, each)
-    assert any(each["left"] for each in kills), "no moment fell into the work"
+    assert sum(bool(each["left"]) for each in kills) >= KILLS // 2, "too few moments fell into the work"
 
     assert together["ended"] == [0, 0, 0] and not together["broken"]
     assert len(together["edits"]) == 2 and set(together["wanted"]) <= set(together["edits"])
