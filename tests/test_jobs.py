@@ -413,3 +413,14 @@ def test_ray_edits_eight_jobs_one_broken_one_worker_killed(cluster, make, serial
     assert "worker was lost" in loss
     assert [outcome.path.read_bytes() for outcome in outcomes if outcome.ok] == [serial(material) for material in materials]
     assert same_latents(serial.cache, cache)
+
+
+@pytest.mark.parametrize("given, found", [(None, "glibc.malloc.tcache_count=0"), ("glibc.malloc.arena_max=2", "glibc.malloc.arena_max=2")])
+def test_a_process_starts_without_glibcs_reserves_unless_the_environment_says_otherwise(monkeypatch, given, found):
+    if given:
+        monkeypatch.setenv("GLIBC_TUNABLES", given)
+    else:
+        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    with LocalExecutor(1) as executor:
+        assert executor.submit(os.getenv, "GLIBC_TUNABLES").result() == found
+    assert os.getenv("GLIBC_TUNABLES") == given

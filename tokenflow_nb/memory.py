@@ -59,7 +59,7 @@ def steady_memory() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # asked at the first convolution; 1024 otherwise, and each keeps memory
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
-        library.mallopt(_MMAP_THRESHOLD, 2 << 20)
+        library.mallopt(_MMAP_THRESHOLD, 8 << 20)  # smaller ones would spend their time on the system's giving and taking pages
         library.mallopt(_TRIM_THRESHOLD, HELD_BACK)
 
 # %% ../nbs/01_memory.ipynb #cd325fcb

@@ -13,9 +13,9 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -102,6 +102,21 @@ class _Workers(Executor):
 
 # %% ../nbs/14_workers.ipynb #d91e9b6f
 _TERMINATED = 128 + signal.SIGTERM  # an exit code, as a shell gives it
+_STARTED_WITH = dict(GLIBC_TUNABLES="glibc.malloc.tcache_count=0")  # only read when a process starts; see the text above
+_STARTING = threading.Lock()  # the environment is the whole process's
+
+
+@contextmanager
+def _started_with(**names: str) -> Iterator[None]:
+    "Processes that start in a `with` block find these in their environment, unless it says something else."
+    with _STARTING:
+        new = {name: value for name, value in names.items() if name not in os.environ}
+        os.environ.update(new)
+        try:
+            yield
+        finally:
+            for name in new:
+                del os.environ[name]
 
 
 def _serve(
@@ -144,7 +159,8 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, gpu), daemon=True)
-        self._process.start()
+        with _started_with(**_STARTED_WITH):
+            self._process.start()
         theirs.close()
         self.pid = self._process.pid
 
