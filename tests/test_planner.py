@@ -158,6 +158,24 @@ def test_a_slow_device_is_asked_less():
         assert probe._probe_size(joint, rows, allowed=1e6) == (joint, rows, True)
 
 
+@pytest.mark.parametrize("start, row", [(0.04, 0.01), (0.06, 0.0)])
+def test_an_evaluation_that_takes_long_to_start_is_probed_in_blocks_as_the_edit_has_them(model, start, row):
+    config, now = EditConfig("a gold star on grass"), [0.0]
+
+    def tick(_, args):
+        now[0] += start + row * len(args[0])
+
+    hook = model.unet.register_forward_pre_hook(tick)
+    try:
+        made = probe.probe(model, SIZE, config, 24, clock=lambda: now[0])
+    finally:
+        hook.remove()
+    block, keyframes = start + 8 * row, start + 3 * row
+    assert (made.rows, made.joint) == (8, 3)
+    assert [8 * cost.seconds for cost in (made.invert, made.record, made.after, made.frames)] == pytest.approx([block, block, block, 2 * block])
+    assert made.keyframes.seconds == pytest.approx(3 * keyframes)
+
+
 def test_a_small_edit_is_not_held_up(model):
     clip, config = SCENE.render(24, size=64), EditConfig("a star", num_inference_steps=10)
     with rows_counted(model.unet) as rows:

@@ -301,7 +301,7 @@ def plan(
     config: "EditConfig",
     model: Model,
     memory: float | None = None,  # bytes that it may need above the loaded model; None: what is free on the device
-    measure: bool = True,  # ask the device, for a second or two; else only what is known of it in this process
+    measure: bool = True,  # ask the device, for some seconds; else only what is known of it in this process
     store: Store | None = None,  # whose disk it writes to; None: the default cache
 ) -> Forecast:
     "The `Forecast` of an edit that finds nothing in the store. Raises `ValueError` for a clip or settings that do not fit the model."
