@@ -213,10 +213,10 @@ def probe(
     latents = model.encode(pictures[:1])
     model.decode(latents)
     tokens, features = _sizes(model, latents, words.source)
-    alone = _cost(lambda: model.predict(latents, 1, words.source), 1, *how)
-    block = latents.expand(max(1, min(len(pictures), int(PROBE_SECONDS / 4 / alone.seconds))), -1, -1, -1)  # a small model takes far less for a row in a block
-    invert = _cost(lambda: model.predict(block, 1, words.source), len(block), *how)
-    allowed = min(PROBE_SECONDS / invert.seconds, PROBE_SHARE * count_work(frames, config, is_guided(config, model)).total)
+    alone, worth = _cost(lambda: model.predict(latents, 1, words.source), 1, *how), PROBE_SHARE * count_work(frames, config, is_guided(config, model)).total
+    block = latents.expand(max(1, int(min(len(pictures), PROBE_SECONDS / 4 / alone.seconds, worth / 4))), -1, -1, -1)  # where a row may take far less
+    invert = _cost(lambda: model.predict(block, 1, words.source), len(block), *how) if len(block) > 1 else alone
+    allowed = min(PROBE_SECONDS / invert.seconds, worth)
     joint, rows, twice = _probe_size(max(joint_passes(frames, config), default=0), len(pictures), allowed)
     record, keyframes, guided, after = _all_passes((model, config, words, joint, rows, latents.shape[1:]), twice, clock)
     numbers = sum(count * channels for count, channels in tokens)
