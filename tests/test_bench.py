@@ -10,7 +10,7 @@ import torch
 
 from tokenflow_nb import cli
 from tokenflow_nb.attention import TokenFlowAttention
-from tokenflow_nb.bench import PRESETS, Preset, Run, Subject, bench, by_length, growth_table, operations, rendered, run_apart, run_job, sd_subjects, table
+from tokenflow_nb.bench import PRESETS, Preset, Run, Subject, bench, by_length, growth_table, operations, rendered, run_apart, run_job, sd_subjects, table, turns
 from tokenflow_nb.edit import Edit, EditConfig
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.toy.evaluate import EditCase
@@ -96,13 +96,21 @@ def test_the_table_has_a_row_for_each_preset(found):
     lines = table(found.lines).splitlines()
     assert len(lines) == 4 and lines[2].startswith("| default | 3 |") and "warp error" in lines[0] and "film" not in lines[0]
     assert len({line.count("|") for line in lines}) == 1 and "nan" not in str(found)
-    assert [run.frames for run in found.runs] == 3 * [2] + 3 * [4]
+    assert [run.frames for run in found.runs] == [2, 4, 2, 4]
     growth = growth_table(found.runs).splitlines()
-    assert len(growth) == 4 and growth[2].startswith("| 2 |") and growth[3].startswith("| 4 |") and "| 3, " in growth[3]
+    assert len(growth) == 4 and growth[2].startswith("| 2 |") and growth[3].startswith("| 4 |") and "| 2, " in growth[3]
 
 
-def test_a_length_is_told_by_the_medians_of_its_runs():
-    runs = [Run(8, 80, dict(edit=seconds), memory) for seconds, memory in [(3.0, 7e6), (1.0, 9e6), (2.0, 5e6)]] + [Run(4, 40, dict(edit=2.0), 4e6)]
+def test_the_shorter_a_length_the_more_often_it_runs_all_along():
+    order = turns((24, 48, 96, 192, 384, 24))
+    assert {frames: order.count(frames) for frames in order} == {24: 16, 48: 8, 96: 4, 192: 2, 384: 2} and turns((2000, 24)).count(24) == 16
+    for frames in (24, 48, 96):
+        assert order[:16].count(frames) == order[16:].count(frames) == order.count(frames) // 2
+    assert turns(()) == []
+
+
+def test_a_length_is_told_by_the_mean_time_and_the_median_memory_of_its_runs():
+    runs = [Run(8, 80, dict(edit=seconds), memory) for seconds, memory in [(4.0, 7e6), (1.0, 9e6), (1.0, 5e6)]] + [Run(4, 40, dict(edit=2.0), 4e6)]
     (four, (alone,)), (eight, same) = by_length(runs)
     assert (four, alone.frames) == (runs[3], 4) and (eight.frames, eight.rows, eight.total, eight.memory, same) == (8, 80, 2.0, 7e6, runs[:3])
     assert "| 8 | 2.0 | 0.250 | -50% | 7.0 MB | +75% | 3, 5.0 MB – 9.0 MB |" in growth_table(runs)
@@ -112,7 +120,7 @@ def test_what_is_saved_can_be_read(found, tmp_path):
     names = [path.name for path in found.save(tmp_path / "new" / "folder")]
     assert names == ["bench.md", "bench.csv", "bench.json", "growth.png"]
     read = json.loads((tmp_path / "new/folder/bench.json").read_text())
-    assert [row["preset"] for row in read["presets"]] == ["default", "draft"] and read["clock"] == "wall" and len(read["growth"]) == 6
+    assert [row["preset"] for row in read["presets"]] == ["default", "draft"] and read["clock"] == "wall" and len(read["growth"]) == 4
     with (tmp_path / "new/folder/bench.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["evaluations_a_frame"]) == found.lines[0].evaluations
@@ -144,7 +152,8 @@ def killed(*arguments):
 def test_a_length_whose_process_is_killed_costs_its_row(monkeypatch):
     monkeypatch.setattr("tokenflow_nb.bench._run_here", killed)
     told = bench(presets=["default"], frames=2, lengths=(4,), steps=2, resolution=(64, 64))
-    assert len(told.lines) == 1 and told.runs == () and "growth" in told.failed[0] and "SIGKILL" in told.failed[0] and "4 frames" in str(told)
+    assert len(told.lines) == len(told.failed) == 1 and told.runs == ()  # asked once, not at each turn
+    assert "growth" in told.failed[0] and "SIGKILL" in told.failed[0] and "4 frames" in str(told)
 
 
 def test_each_length_is_measured_in_a_process_of_its_own_from_the_loaded_model(monkeypatch):

@@ -600,7 +600,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     )
     _option(parser, "--size", "toy, or sd: Stable Diffusion 2.1 with random weights, which needs no download", choices=("toy", "sd"), default="toy")
     _option(parser, "--presets", "names with commas between them (default: default,draft,fifty,published)", type=_names, metavar="A,B")
-    _option(parser, "--lengths", "frames at which growth is measured, on a CPU three times each; empty: not at all (default: 24,48,96,192,384)", type=_numbers, metavar="N,N")
+    _option(parser, "--lengths", "frames at which growth is measured, short ones more often; empty: not at all (default: 24,48,96,192,384)", type=_numbers, metavar="N,N")
     _option(parser, "--frames", "frames of the table's clips (default: 24 for toy, 40 for sd)", type=int, metavar="N")
     _option(parser, "--scenes", "toy: over how many scenes the table takes its means", type=int, default=1, metavar="N")
     _option(parser, "--steps", "denoising steps of every preset (default: each preset's own)", type=int, metavar="N")
