@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from huggingface_hub.utils import are_progress_bars_disabled
+from transformers.utils import logging
 
 import tokenflow_nb.model as model_module
 from tokenflow_nb.edit import edit_video
-from tokenflow_nb.model import MODELS, STABLE_DIFFUSION, TOY_FOLDER, Backbone, Model, ModelError, NoiseSchedule, load_model
+from tokenflow_nb.metrics import ClipJudge
+from tokenflow_nb.model import MODELS, STABLE_DIFFUSION, TOY_FOLDER, Backbone, Model, ModelError, NoiseSchedule, load_model, quiet_reading
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.evaluate import paint
 from tokenflow_nb.toy.world import Scene
@@ -77,6 +80,26 @@ def test_a_folder_made_by_diffusers_edits_a_clip(random_folder, tmp_path):
     options = dict(num_inference_steps=3, size=(64, 64), keyframe_interval=2, store=Store(tmp_path), progress=False, device="cpu")
     result = edit_video(clip, "a gold star", model=str(random_folder), **options)
     assert result.edited.frames.shape == (3, 64, 64, 3) and result.config.guidance_scale == 7.5
+
+
+def test_a_folder_is_read_without_bars_and_downloads_keep_theirs(capfd, tmp_path):
+    assert logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
+    load_model("toy", device="cpu")
+    ClipJudge.load("toy")
+    with pytest.raises(ModelError):
+        load_model(tmp_path, device="cpu")
+    assert "Loading" not in capfd.readouterr().err and logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
+    with quiet_reading("openai/clip-vit-base-patch32"):
+        assert logging.is_progress_bar_enabled()
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_who_has_switched_bars_off_finds_them_off(monkeypatch, shown):
+    monkeypatch.setattr(logging, "_tqdm_active", shown)
+    with pytest.raises(OSError), quiet_reading(TOY_FOLDER):
+        assert not logging.is_progress_bar_enabled()
+        raise OSError
+    assert logging.is_progress_bar_enabled() is shown
 
 
 def test_an_alias_falls_back_to_its_next_id(monkeypatch, toy):

@@ -20,7 +20,7 @@ from PIL import Image
 
 from .clip import Clip, ClipError, as_clip
 from .flow import Flow, warp
-from .model import TOY_FOLDER
+from .model import TOY_FOLDER, quiet_reading
 from .store import digest
 from .toy.world import MATERIALS, Scene, Truth
 
@@ -186,7 +186,8 @@ class ClipJudge:
         place = TOY_FOLDER / "clip_model" if checkpoint == "toy" else checkpoint
         # pillow's resampling, whether torchvision is there or not; older versions have no other under the plain name
         processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
-        model = transformers.CLIPModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True).to(device).eval()
+        with quiet_reading(place):
+            model = transformers.CLIPModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True).to(device).eval()
         return cls(str(checkpoint), model, transformers.CLIPTokenizer.from_pretrained(place), processor.from_pretrained(place))
 
     @property

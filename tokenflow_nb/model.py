@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOY_FOLDER', 'MODELS', 'STABLE_DIFFUSION', 'ModelError', 'ModelInfo', 'Backbone', 'ddim_move', 'predicted_clean',
-           'NoiseSchedule', 'out_of_memory', 'Blocks', 'Model', 'load_model']
+           'NoiseSchedule', 'out_of_memory', 'Blocks', 'Model', 'quiet_reading', 'load_model']
 
 # %% ../nbs/02_model.ipynb #f9466088
 import difflib
@@ -12,6 +12,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
@@ -295,6 +296,21 @@ def _candidates(name: str) -> tuple[str, ...]:
     return (name,)
 
 # %% ../nbs/02_model.ipynb #3dd5810a
+@contextmanager
+def quiet_reading(place: str | Path) -> Iterator[None]:
+    "transformers shows no bar for the weights of a folder, which are read at once; what is downloaded keeps its bars."
+    from transformers.utils import logging
+
+    if not Path(place).is_dir() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
 def _load_parts(place: str, device: torch.device, dtype: torch.dtype) -> dict:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -336,7 +352,8 @@ def load_model(
         steady_memory()
     for place in _candidates(name):
         try:
-            parts = _load_parts(place, device, dtype)
+            with quiet_reading(place):
+                parts = _load_parts(place, device, dtype)
         except OSError as error:
             failures.append(f"{place}: {str(error).strip().splitlines()[0]}")
             continue
