@@ -10,7 +10,7 @@ import torch
 
 from tokenflow_nb import cli
 from tokenflow_nb.attention import TokenFlowAttention
-from tokenflow_nb.bench import PRESETS, Preset, Run, Subject, bench, by_length, growth_table, operations, rendered, run_apart, run_job, sd_subjects, table, turns
+from tokenflow_nb.bench import PRESETS, Preset, Run, Subject, bench, by_length, growth_table, operations, rendered, run_apart, run_job, run_order, sd_subjects, table
 from tokenflow_nb.edit import Edit, EditConfig
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.toy.evaluate import EditCase
@@ -102,11 +102,11 @@ def test_the_table_has_a_row_for_each_preset(found):
 
 
 def test_the_shorter_a_length_the_more_often_it_runs_all_along():
-    order = turns((24, 48, 96, 192, 384, 24))
-    assert {frames: order.count(frames) for frames in order} == {24: 16, 48: 8, 96: 4, 192: 2, 384: 2} and turns((2000, 24)).count(24) == 16
+    order = run_order((24, 48, 96, 192, 384, 24))
+    assert {frames: order.count(frames) for frames in order} == {24: 16, 48: 8, 96: 4, 192: 2, 384: 2} and run_order((2000, 24)).count(24) == 16
     for frames in (24, 48, 96):
         assert order[:16].count(frames) == order[16:].count(frames) == order.count(frames) // 2
-    assert turns(()) == []
+    assert run_order(()) == []
 
 
 def test_a_length_is_told_by_the_mean_time_and_the_median_memory_of_its_runs():
@@ -150,9 +150,11 @@ def killed(*arguments):
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
 def test_a_length_whose_process_is_killed_costs_its_row(monkeypatch):
+    asked = []
     monkeypatch.setattr("tokenflow_nb.bench._run_here", killed)
+    monkeypatch.setattr("tokenflow_nb.bench.run_apart", lambda *about: asked.append(about) or run_apart(*about))
     told = bench(presets=["default"], frames=2, lengths=(4,), steps=2, resolution=(64, 64))
-    assert len(told.lines) == len(told.failed) == 1 and told.runs == ()  # asked once, not at each turn
+    assert len(told.lines) == len(told.failed) == 1 == len(asked) and told.runs == ()  # not asked at each turn
     assert "growth" in told.failed[0] and "SIGKILL" in told.failed[0] and "4 frames" in str(told)
 
 

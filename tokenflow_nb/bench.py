@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'STAGES', 'FEWEST_RUNS', 'MOST_RUNS', 'LENGTHS', 'CLOCKS', 'Preset', 'find_preset', 'Subject',
            'toy_subjects', 'rendered', 'sd_subjects', 'subjects_of', 'Run', 'rows_counted', 'channels_first',
            'Stopwatch', 'run_job', 'matrix_rate', 'operations', 'Line', 'bench_preset', 'table', 'flat', 'run_apart',
-           'turns', 'by_length', 'plot_growth', 'growth_table', 'machine', 'Bench', 'bench']
+           'run_order', 'by_length', 'plot_growth', 'growth_table', 'machine', 'Bench', 'bench']
 
 # %% ../nbs/13_bench.ipynb #9551c5ab
 import csv
@@ -342,7 +342,7 @@ def run_apart(
 FEWEST_RUNS, MOST_RUNS = 2, 16  # of a length on a CPU
 
 
-def turns(lengths: Sequence[int]) -> list[int]:
+def run_order(lengths: Sequence[int]) -> list[int]:
     "The lengths in the order of their runs: the shorter, the more often, up to the frames of the longest, and each spread over the whole time."
     counts = {frames: min(MOST_RUNS, max(FEWEST_RUNS, max(lengths) // frames)) for frames in lengths}
     return [frames for _, frames in sorted(((turn + 0.5) / count, frames) for frames, count in counts.items() for turn in range(count))]
@@ -477,7 +477,7 @@ def bench(
     for name in presets:
         with _reporting_no_room(name, frames, failed):
             lines.append(bench_preset(name, subjects, frames, rate, CLOCKS[clock], progress, **changes))
-    for count in turns(lengths) if model.device.type == "cpu" else sorted(set(lengths)):
+    for count in run_order(lengths) if model.device.type == "cpu" else sorted(set(lengths)):
         if ("growth", count) not in failed:
             with _reporting_no_room("growth", count, failed):
                 runs.append(run_apart(size, count, growth_steps, resolution, clock, progress))
