@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -51,20 +52,38 @@ def test_search_is_in_float32_whatever_is_given(dtype, largest, seed):
 
 
 def test_search_in_chunks_holds_one_chunk():
-    "No product is larger than the chunk that is allowed, and all are written to the same memory."
-    query, key, places = rand(100, 8, seed=0), normalise_keys(rand(50, 8, seed=1)), []
+    "No product is larger than the chunk that is allowed, and each is gone before the next is made."
+    query, key, sizes, products = rand(100, 8, seed=0), normalise_keys(rand(50, 8, seed=1)), [], []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "mm" not in str(function):
+                return function(*args, **(kwargs or {}))
+            assert not [product for product in products if product() is not None]
             result = function(*args, **(kwargs or {}))
-            if "mm" in str(function):
-                places.append((result.numel(), result.untyped_storage().data_ptr()))
+            sizes.append(result.numel())
+            products.append(weakref.ref(result))
             return result
 
     with Watch():
         found = nearest(query, key, largest=500)
     assert torch.equal(found, nearest(query, key))
-    assert len(places) == 10 and max(size for size, _ in places) == 500 and len({place for _, place in places}) == 1
+    assert sizes == [500] * 10
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("queries, keys", [(1000, 300), (257, 1024), (3, 30_000), (1, 70_000)])
+def test_search_in_blocks_is_brute_force(queries, keys, threads):
+    "Sizes at which threads share the queries out, evenly or not; the copies of all keys that follow are never chosen."
+    query, key = rand(queries, 16, seed=0), normalise_keys(rand(keys, 16, seed=1))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert queries * 2 * keys > propagation._FEW
+        found = nearest(query, torch.cat([key, key]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, (query.double() @ key.double().T).argmax(1))
 
 
 FUSED = """
@@ -179,6 +198,17 @@ def test_fields_find_shuffled_tokens(frames, keyframes, tokens, seed):
     orders = torch.stack([torch.randperm(tokens, generator=torch.Generator().manual_seed(seed + i)) for i in range(frames)])
     shuffled = torch.stack([keys[k][order] for k, order in zip(which, orders)])
     assert torch.equal(nearest_fields(shuffled, normalise_keys(keys), which), orders)
+
+
+@pytest.mark.parametrize("shape", [(8, 64, 48), (5, 64, 48), (6, 40, 640), (5, 300, 16), (1, 64, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fields_are_each_frames_own_search(shape, dtype):
+    "However frames are put together: in pairs, one by one, by keyframe; of keyframes in any order, and out of memory that others share."
+    keys = normalise_keys(rand(3, *shape[1:], seed=1))
+    tokens = rand(2 * shape[0], *shape[1:], seed=0).to(dtype)[::2].requires_grad_()
+    for which in (torch.arange(shape[0]) * 2 // shape[0], torch.tensor([2, 0, 2, 1, 1, 0, 0, 2])[: shape[0]]):
+        exact = torch.einsum("fsc,fmc->fsm", tokens.double(), keys[which].double()).argmax(-1)
+        assert torch.equal(nearest_fields(tokens, keys, which), exact)
 
 
 @given(st.floats(0.001, 0.999), st.floats(0.001, 0.999), seeds)

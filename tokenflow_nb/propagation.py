@@ -8,6 +8,7 @@ __all__ = ['RULES', 'normalise_keys', 'chunk_size', 'nearest', 'fused_nearest', 
 
 # %% ../nbs/05_propagation.ipynb #04719d59
 import difflib
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,8 +31,11 @@ def normalise_keys(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def chunk_size(device: torch.device) -> int:
-    "How many similarities are in memory at a time: 1 MB, which the cache of a CPU's core can hold; 16 MB where many are computed at once."
-    return 1 << (18 if device.type == "cpu" else 22)
+    "How many similarities are in memory at a time: half a MB for each thread of a CPU, which its core's cache holds; 16 MB where many are computed at once."
+    return torch.get_num_threads() << 17 if device.type == "cpu" else 1 << 22
+
+
+_FEW = 1 << 16  # similarities that are not worth sharing out among threads
 
 
 def nearest(
@@ -42,17 +46,29 @@ def nearest(
     "The index of the key with the largest cosine, `(n,)` int64, exactly; the first one of a tie. In float32, whatever is given."
     if queries.is_cuda and _fused_works():
         return fused_nearest(queries.detach(), keys.detach().float())
-    largest = largest or chunk_size(queries.device)
-    if queries.shape[0] * keys.shape[0] <= largest:
-        return _first_largest(F.linear(queries.float(), keys.float()))
-    queries, keys = queries.detach(), keys.detach().float()
-    cosines = keys.new_empty(max(1, largest // len(keys)), len(keys))
-    parts = queries.split(len(cosines))
-    return torch.cat([_first_largest(torch.mm(part.float(), keys.T, out=cosines[: len(part)])) for part in parts])
+    if queries.is_cpu and len(queries) * len(keys) <= min(largest or _FEW, _FEW):
+        return torch.from_numpy(F.linear(queries.float(), keys.float()).detach().numpy().argmax(-1))
+    at_once = max(1, (largest or chunk_size(queries.device)) // len(keys))
+    return torch.cat([_search_in_blocks(part.float(), keys.float()) for part in queries.split(at_once)])
+
+# %% ../nbs/05_propagation.ipynb #b81c40d7
+_ROWS = 128  # queries of a block, at most
 
 
-def _first_largest(cosines: torch.Tensor) -> torch.Tensor:  # (n, m) -> (n,)
-    return torch.from_numpy(cosines.detach().numpy().argmax(-1)) if cosines.is_cpu else cosines.argmax(-1)
+def _search_in_blocks(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    "Each block is one thread's, from the product to the maximum, and each thread of a CPU has as many."
+    threads, count = torch.get_num_threads(), len(queries)
+    blocks = threads * math.ceil(count / (threads * _ROWS))
+    rows = math.ceil(count / blocks)
+    if count < blocks * rows:
+        queries = F.pad(queries, (0, 0, 0, blocks * rows - count))
+    cosines = torch.bmm(keys.expand(blocks, -1, -1), queries.reshape(blocks, rows, -1).mT)
+    return _first_largest(cosines).flatten()[:count]
+
+
+def _first_largest(cosines: torch.Tensor) -> torch.Tensor:  # (b, m, n) -> (b, n, 1)
+    "Over a block's keys. On a CPU as a pooling window over all of them: torch's only maximum that gives threads whole blocks, as the product does."
+    return F.max_pool1d_with_indices(cosines.mT, cosines.shape[1])[1] if cosines.is_cpu else cosines.argmax(1).unsqueeze(-1)
 
 # %% ../nbs/05_propagation.ipynb #dff9c6db
 if triton is not None:
@@ -186,16 +202,22 @@ def make_plan(
 # %% ../nbs/05_propagation.ipynb #02a8555f
 def nearest_fields(
     tokens: torch.Tensor,  # (f, s, c): source tokens of the frames
-    keys: torch.Tensor,  # (k, s, c): normalised source tokens of the keyframes
+    keys: torch.Tensor,  # (k, m, c): normalised source tokens of the keyframes
     which: torch.Tensor,  # (f,): the keyframe that each frame draws on
 ) -> torch.Tensor:
-    "For each token of each frame the index of its nearest neighbour in that frame's keyframe, `(f, s)` int64."
+    "For each token of each frame the index of its `nearest` neighbour in that frame's keyframe, `(f, s)` int64."
+    frames, count, channels = tokens.shape
+    runs = [(keyframe, len(list(run))) for keyframe, run in groupby(which.tolist())]  # neighbours mostly share a keyframe
+    if tokens.is_cpu and frames * keys.shape[1] * max(count, channels) <= chunk_size(tokens.device):
+        each = math.gcd(max(1, _ROWS // count), *(length for _, length in runs))  # frames of a block, all with one keyframe
+        copies = keys.float().index_select(0, which[::each])  # of so few keys that a call for each run would cost more
+        return _first_largest(torch.bmm(copies, tokens.float().reshape(-1, each * count, channels).mT)).view(frames, count)
     queries, found, start = tokens.flatten(0, 1), [], 0
-    for keyframe, run in groupby(which.tolist()):  # neighbours mostly share a keyframe: no copies
-        stop = start + len(list(run)) * tokens.shape[1]
+    for keyframe, length in runs:
+        stop = start + length * count
         found.append(nearest(queries[start:stop], keys[keyframe]))
         start = stop
-    return torch.cat(found).view(tokens.shape[:2])
+    return torch.cat(found).view(frames, count)
 
 
 def follow(
