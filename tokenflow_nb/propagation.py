@@ -58,12 +58,12 @@ _ROWS = 128  # queries of a block, at most
 def _search_in_blocks(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     "Each block is one thread's, from the product to the maximum, and each thread of a CPU has as many."
     threads, count = torch.get_num_threads(), len(queries)
-    blocks = threads * math.ceil(count / (threads * _ROWS))
-    rows = math.ceil(count / blocks)
-    if count < blocks * rows:
-        queries = F.pad(queries, (0, 0, 0, blocks * rows - count))
-    cosines = torch.bmm(keys.expand(blocks, -1, -1), queries.reshape(blocks, rows, -1).mT)
-    return _first_largest(cosines).flatten()[:count]
+    blocks = min(count, threads * math.ceil(count / (threads * _ROWS)))
+    rows = count // blocks
+    some = queries[: blocks * rows].reshape(blocks, rows, -1)
+    found = _first_largest(torch.bmm(keys.expand(blocks, -1, -1), some.mT)).flatten()
+    rest = queries[blocks * rows :]  # fewer than there are blocks; filled up they would be more similarities than were allowed
+    return torch.cat([found, _search_in_blocks(rest, keys)]) if len(rest) else found
 
 
 def _first_largest(cosines: torch.Tensor) -> torch.Tensor:  # (b, m, n) -> (b, n, 1)
