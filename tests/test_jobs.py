@@ -194,7 +194,7 @@ def test_jobs_of_one_model_follow_each_other(edited, make, tmp_path):
 
 def test_a_worker_keeps_its_model_until_the_files_change(tmp_path, folder, monkeypatch):
     loaded = []
-    monkeypatch.setattr(jobs, "load_model", lambda name, device: loaded.append(name) or len(loaded))
+    monkeypatch.setattr(jobs, "shared_model", lambda name, device: loaded.append(name) or len(loaded))
     monkeypatch.setattr(jobs, "_kept", threading.local())
     weights = tmp_path / "model"
     weights.mkdir()
@@ -205,7 +205,7 @@ def test_a_worker_keeps_its_model_until_the_files_change(tmp_path, folder, monke
     (weights / "model.safetensors").write_bytes(b"22")
     assert jobs._model_for(job) == 2 and job.digest != before
     with ThreadPoolExecutor(1) as other:
-        assert other.submit(jobs._model_for, job).result() == 3  # an edit changes its model's UNet for a while: no two threads share one
+        assert other.submit(jobs._model_for, job).result() == 3  # asks for the shared one, too
 
 
 # What a digest stands for

@@ -325,7 +325,7 @@ def test_the_first_render_teaches_the_outlook_its_minutes(make, monkeypatch):
 
 
 def test_nothing_is_loaded_for_an_outlook(clip, monkeypatch):
-    monkeypatch.setattr("tokenflow_nb.panels.edit.load_model", lambda name: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("tokenflow_nb.panels.edit.shared_model", lambda name: pytest.fail("a model was loaded"))
     state = EditState(clip, prompt="a star", model="sd1.5", num_inference_steps=2)
     assert state.outlook.startswith("9 evaluations a frame") and EditState(model="sd1.5").outlook == ""
 

@@ -15,6 +15,7 @@ import torch
 
 from .clip import let_go
 from .keyframes import frame_attention, joint_attention
+from .locks import lock_of
 from .memory import room_in_file
 from .propagation import Plan, blend, nearest_fields, normalise_keys
 
@@ -219,19 +220,20 @@ def installed(
     features: tuple[str, ...] = (),  # convolutions that an editor may inject
     processor: type[TokenFlowAttention] = TokenFlowAttention,  # how a self-attention is computed
 ) -> Iterator[Context]:
-    "TokenFlow's processors and hooks in a UNet, for the length of a `with` block. Raises `ValueError` for unknown feature layers."
+    """TokenFlow's processors and hooks in a UNet, for the length of a `with` block; other threads wait to use it.
+    Raises `ValueError` for unknown feature layers."""
     layers, modules = self_attentions(unet), dict(unet.named_modules())
     if missing := [name for name in features if name not in modules]:
         raise ValueError(f"features={missing}: the UNet has no such layers")
-    before = {name: layer.processor for name, layer in layers.items()}
-    hooks = []
-    try:
-        for name, layer in layers.items():
-            layer.set_processor(processor(name, context))
-        hooks = [modules[name].register_forward_hook(_FeatureHook(name, context)) for name in features]
-        yield context
-    finally:
-        for name, layer in layers.items():
-            layer.set_processor(before[name])
-        for hook in hooks:
-            hook.remove()
+    with lock_of(unet).changing("attention processors"):
+        before, hooks = {name: layer.processor for name, layer in layers.items()}, []
+        try:
+            for name, layer in layers.items():
+                layer.set_processor(processor(name, context))
+            hooks += [modules[name].register_forward_hook(_FeatureHook(name, context)) for name in features]
+            yield context
+        finally:
+            for name, layer in layers.items():
+                layer.set_processor(before[name])
+            for hook in hooks:
+                hook.remove()

@@ -33,6 +33,7 @@ from .edit import Edit, EditConfig, record_for
 from .inversion import invert, inversion_grid, psnr, reconstruct
 from .memory import PeakMemory
 from .metrics import ClipJudge
+from .locks import lock_of
 from .model import Model, load_model, out_of_memory
 from .planner import finite
 from .store import Store, in_bytes
@@ -131,21 +132,23 @@ class Run:
 def rows_counted(unet: torch.nn.Module) -> Iterator[list[int]]:
     "A list of the batch sizes that the UNet sees."
     seen: list[int] = []
-    hook = unet.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    try:
-        yield seen
-    finally:
-        hook.remove()
+    with lock_of(unet):
+        hook = unet.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+        try:
+            yield seen
+        finally:
+            hook.remove()
 
 
 @contextmanager
 def channels_first(unet: torch.nn.Module) -> Iterator[None]:
     "The weights laid out as they are saved, for the length of a `with` block: the published program knows no other way."
-    unet.to(memory_format=torch.contiguous_format)
-    try:
-        yield
-    finally:
-        unet.to(memory_format=torch.channels_last)
+    with lock_of(unet):
+        unet.to(memory_format=torch.contiguous_format)
+        try:
+            yield
+        finally:
+            unet.to(memory_format=torch.channels_last)
 
 
 class Stopwatch:

@@ -8,6 +8,7 @@ __all__ = ['WITHOUT_PROPAGATION', 'Conditioning', 'turns', 'Denoiser']
 # %% ../nbs/08_denoiser.ipynb #6552b8cf
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,8 @@ class Denoiser:
         guided: bool = True,  # False: the noise under the positive prompt alone
     ) -> torch.Tensor:
         "The guided noise `(f, c, h, w)`."
-        return torch.cat([noise for _, noise in self.by_blocks(latents, timestep, injection, keyframes, watch, guided)])
+        with closing(self.by_blocks(latents, timestep, injection, keyframes, watch, guided)) as passes:
+            return torch.cat([noise for _, noise in passes])
 
     def by_blocks(
         self,
@@ -108,7 +110,8 @@ class Denoiser:
         watch: Callable | None = None,
         guided: bool = True,
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        "Rows and their guided noise, from the first frame to the last."
+        """Rows and their guided noise, from the first frame to the last. Between them the UNet has TokenFlow's processors, and
+        its lock is held: close the generator in the thread that walks it, if it is not walked to its end."""
         count = len(latents)
         rooms = dict(keyframes=self.context.keyframes, waiting=self.context.waiting) if self.context else {}  # their memory serves again
         in_files = self.model.device.type == "cpu"

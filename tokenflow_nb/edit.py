@@ -14,6 +14,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from itertools import chain
@@ -197,10 +198,11 @@ class Edit:
         levels = self.model.schedule.level(timestep), self.model.schedule.level(below)
         latents = room_for(self.latents)
         let_go(self.latents)  # the step before and a checkpoint have read them all
-        for rows, noise in self.denoiser.by_blocks(*self._place(), guided=self.config.guided(self.index)):
-            latents[rows] = ddim_move(self.latents[rows], noise, *levels)
-            let_go(self.latents)
-            let_go(latents)
+        with closing(self.denoiser.by_blocks(*self._place(), guided=self.config.guided(self.index))) as passes:
+            for rows, noise in passes:
+                latents[rows] = ddim_move(self.latents[rows], noise, *levels)
+                let_go(self.latents)
+                let_go(latents)
         trim_memory()  # before all of them are read
         latents = self.editor.after_step(latents, self.index)
         check_finite(latents, f"step {self.index + 1} of {len(self.timesteps)} (timestep {timestep})", self.model)
@@ -370,7 +372,9 @@ def run_kept(
     "Takes all steps of an edit, through interruptions. Returns the step that it began with: 0, or where an earlier run ended."
     store = store or Store()
     groups = [group.everybody for group in joint_groups(edit.keyframes.shape[-1], edit.config.max_joint_keyframes)]
-    key = "edit-" + digest(edit.trajectory.entry.key, asdict(edit.config), edit.guidance_scale, edit.interval, edit.keyframes, groups)
+    fingerprint, words = edit.model.digest, vars(edit.conditioning)  # as they are now, not as they were when the clip was inverted
+    how = asdict(edit.config), edit.guidance_scale, edit.interval, edit.keyframes, groups, edit.denoiser.processor.__qualname__
+    key = "edit-" + digest(edit.trajectory.entry.key, fingerprint, words, *how)
     if not resume:
         store.remove(key)
     meta = dict(kind="edit", prompt=edit.config.prompt, frames=len(edit), steps=len(edit.timesteps), trajectory=edit.trajectory.entry.key)
@@ -380,6 +384,7 @@ def run_kept(
             checkpoints.restore(edit)
             begun = edit.index
             edit.run(checkpoints, progress)
+            edit.model.check_unchanged(fingerprint, draft)
             return begun
     edit.latents, edit.index = store.get(key, verify=False).tensor(f"step-{len(edit.timesteps):04d}", "latents"), len(edit.timesteps)
     return edit.index

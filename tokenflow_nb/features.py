@@ -207,12 +207,12 @@ def _play_trajectory(model: Model, trajectory: Trajectory, timesteps: list[int],
 
     def work(rows: slice) -> torch.Tensor:
         context.frames = frames[rows]
-        return model.predict(trajectory.at(tape.timestep, frames[rows]), tape.timestep, embeds)
+        with installed(model.unet, context, model.backbone.features):  # a block at a time: others use the model meanwhile
+            return model.predict(trajectory.at(tape.timestep, frames[rows]), tape.timestep, embeds)
 
-    with installed(model.unet, context, model.backbone.features):
-        for tape.timestep in timesteps:
-            for _ in blocks.map(work, len(frames)):
-                context.source.clear()
+    for tape.timestep in timesteps:
+        for _ in blocks.map(work, len(frames)):
+            context.source.clear()
 
 
 def _play_edit(edit, tape: _Tape):
@@ -300,6 +300,7 @@ def _recorded(model: Model, source, meta: dict, layers: list[Layer], store: Stor
         else:
             _play_trajectory(model, trajectory, timesteps, frames, tape)
         tape.flush()
+        model.check_unchanged(meta["model_digest"])
     return Recording(store.get(key, verify=False))
 
 # %% ../nbs/07_features.ipynb #8ae34859

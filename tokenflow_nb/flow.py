@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from .clip import Clip, as_clip
+from .fingerprint import fingerprint
+from .locks import process_lock
 from .store import Store, digest
 from .toy.world import Truth
 
@@ -137,17 +139,24 @@ class RaftFlow:
         if size not in ("large", "small"):
             raise ValueError(f"size={size!r}: torchvision has RAFT 'large' and 'small'")
         try:
-            from torchvision.models import optical_flow
+            with process_lock:
+                from torchvision.models import optical_flow
         except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
             remedy = 'pip install "tokenflow_nb[raft]", or use DIS: flow="dis"'
             raise ImportError(f"RAFT comes with torchvision, which cannot be imported here ({error}): {remedy}") from error
-        network = getattr(optical_flow, f"raft_{size}")(weights="DEFAULT", progress=False)
+        with process_lock:
+            network = getattr(optical_flow, f"raft_{size}")(weights="DEFAULT", progress=False)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(network.to(device), f"torchvision {importlib.metadata.version('torchvision')} raft_{size} DEFAULT")
 
     @property
     def choices(self) -> dict[str, Any]:
         return dict(flow="RAFT", weights=self.about, updates=12)
+
+    @property
+    def digest(self) -> str:
+        "A fingerprint of the network as it is now: two networks may be called the same."
+        return fingerprint(self.network)
 
     @torch.no_grad()
     def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -187,7 +196,7 @@ def estimate_flow(
         raise ValueError("a clip of one frame has no flow: give at least two")
     occlusion = "forward-backward check and motion boundaries (Ruder et al. 2016)"
     choices, store = estimator.choices | dict(occlusion=occlusion), store or Store()
-    key = f"flow-{digest(clip.frames, choices)}"
+    key = f"flow-{digest(clip.frames, choices, getattr(estimator, 'digest', None))}"
     if (entry := store.get(key)) is None:
         first, second = clip.frames[:-1], clip.frames[1:]
         forward, backward = estimator(first, second), estimator(second, first)

@@ -228,11 +228,12 @@ def inverting(
     check_size(model, clip)
     store, blocks = store or Store(), Blocks(block_size)
     how = (str(model.dtype), model.device.type, prompt, visited, kept, block_size, correction)
-    key = "trajectory-" + digest(clip.frames, model.digest, *how)
+    content, fingerprint = digest(clip.frames), model.digest
+    key = "trajectory-" + digest(content, fingerprint, *how)
     if (entry := store.get(key)) is not None:
         return Trajectory(entry)
     meta = dict(kind="trajectory", prompt=prompt, timesteps=kept, frames=len(clip), block_size=block_size, model=model.name)
-    meta |= dict(correction=correction, model_digest=model.digest, clip_digest=digest(clip.frames))  # who reads it can tell what it belongs to
+    meta |= dict(correction=correction, model_digest=fingerprint, clip_digest=content)  # who reads it can tell what it belongs to
     embeds = model.embed(prompt)
     with store.drafting(key, meta) as draft:  # what an interrupted inversion has done is not done again
         for start in () if draft.finished else range(0, len(clip), block_size):
@@ -248,6 +249,8 @@ def inverting(
                 yield start * len(visited) + done * len(frames), len(clip) * len(visited)
             let_go(clip.frames)
             draft.put(name, path)
+        if not draft.finished:
+            model.check_unchanged(fingerprint, draft)
     return Trajectory(store.get(key, verify=False))
 
 

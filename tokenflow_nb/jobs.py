@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from .clip import Clip, as_clip
 from .edit import EditConfig, edit_video
-from .model import MODELS, Model, load_model
+from .model import MODELS, Model, shared_model
 from .store import Store, digest
 from .workers import LocalExecutor, RayExecutor, WorkerLost
 
@@ -177,23 +177,32 @@ _kept = threading.local()
 
 
 def _model_for(job: EditJob) -> Model:
-    "The job's model: the one of the job before, if it is the same and its files have not changed."
+    "The job's model: the one of the job before, or of another thread, if it is the same and its files have not changed."
     key = (job.model, _model_digest(job.model), str(job.options.get("device")))
     if getattr(_kept, "key", None) != key:
         _kept.key = _kept.model = None  # the old one makes room before the new one comes
-        _kept.model = load_model(job.model, device=job.options.get("device"))
+        _kept.model = shared_model(job.model, job.options.get("device"))
         _kept.key = key
     return _kept.model
 
 
+_THREADS = threading.Lock()
+_before: list[int] = []  # how many torch had before the first of the jobs that run now, and one place for each of them
+
+
 @contextmanager
 def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    "How many threads torch has while jobs run; the last one to end puts back what there was before the first."
+    with _THREADS:
+        _before.append(torch.get_num_threads() if not _before else _before[0])
+        torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _THREADS:
+            before = _before.pop()
+            if not _before:
+                torch.set_num_threads(before)
 
 
 def _sentence(error: BaseException) -> str:

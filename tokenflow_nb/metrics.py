@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .clip import Clip, ClipError, as_clip
+from .fingerprint import fingerprint
 from .flow import Flow, warp
+from .locks import lock_of
 from .model import TOY_FOLDER, quiet_reading
 from .store import digest
 from .toy.world import MATERIALS, Scene, Truth
@@ -181,14 +183,14 @@ class ClipJudge:
         device: str = "cpu",
     ) -> "ClipJudge":
         "A judge in float32. Only safetensors are read."
-        import transformers  # takes seconds
-
         place = TOY_FOLDER / "clip_model" if checkpoint == "toy" else checkpoint
-        # pillow's resampling, whether torchvision is there or not; older versions have no other under the plain name
-        processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
         with quiet_reading(place):
+            import transformers  # takes seconds
+
+            # pillow's resampling, whether torchvision is there or not; older versions have no other under the plain name
+            processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
             model = transformers.CLIPModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True).to(device).eval()
-        return cls(str(checkpoint), model, transformers.CLIPTokenizer.from_pretrained(place), processor.from_pretrained(place))
+            return cls(str(checkpoint), model, transformers.CLIPTokenizer.from_pretrained(place), processor.from_pretrained(place))
 
     @property
     def logit_scale(self) -> float:
@@ -198,18 +200,20 @@ class ClipJudge:
     @torch.no_grad()
     def _look(self, frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         "Pooled features `(f, c)` and those of the patches `(f, p, c)`; of the last 16 clips from memory."
-        key = digest(frames)
-        if key not in self._seen:
-            found = []
-            for start in range(0, len(frames), 16):
-                pictures = [Image.fromarray(frame) for frame in frames[start : start + 16]]
-                pixels = self.processor(images=pictures, return_tensors="pt").pixel_values.to(self.model.device)
-                output = self.model.vision_model(pixel_values=pixels)
-                found.append((output.pooler_output.cpu(), output.last_hidden_state[:, 1:].cpu()))
-            while len(self._seen) >= 16:
-                del self._seen[next(iter(self._seen))]
-            self._seen[key] = tuple(map(torch.cat, zip(*found)))
-        return self._seen[key]
+        with lock_of(self.model):
+            key = digest(frames), fingerprint(self.model.vision_model)
+            if key not in self._seen:
+                found = [self._looked(frames[start : start + 16]) for start in range(0, len(frames), 16)]
+                while len(self._seen) >= 16:
+                    del self._seen[next(iter(self._seen))]
+                self._seen[key] = tuple(map(torch.cat, zip(*found)))
+            return self._seen[key]
+
+    def _looked(self, frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        pictures = [Image.fromarray(frame) for frame in frames]
+        pixels = self.processor(images=pictures, return_tensors="pt").pixel_values.to(self.model.device)
+        output = self.model.vision_model(pixel_values=pixels)
+        return output.pooler_output.cpu(), output.last_hidden_state[:, 1:].cpu()
 
     @torch.no_grad()
     def pictures(self, frames: np.ndarray, features: Features = "projected") -> torch.Tensor:
@@ -229,9 +233,10 @@ class ClipJudge:
         if empty := [text for text in texts if not isinstance(text, str) or not text.strip()]:
             raise ValueError(f"sentence {empty[0]!r}: say what the picture shows, 'a gold star on grass' for instance")
         longest = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
-        pooled = self.model.text_model(input_ids=tokens.input_ids.to(self.model.device)).pooler_output
-        return F.normalize(self.model.text_projection(pooled), dim=-1).cpu()
+        with lock_of(self.model):  # the tokenizer keeps how it pads
+            tokens = self.tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
+            pooled = self.model.text_model(input_ids=tokens.input_ids.to(self.model.device)).pooler_output
+            return F.normalize(self.model.text_projection(pooled), dim=-1).cpu()
 
     def score(self, frames: np.ndarray, texts: list[str]) -> torch.Tensor:
         "Cosines `(f, n)` of frames and sentences."

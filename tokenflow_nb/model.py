@@ -4,24 +4,26 @@
 
 # %% auto #0
 __all__ = ['TOY_FOLDER', 'MODELS', 'STABLE_DIFFUSION', 'ModelError', 'ModelInfo', 'Backbone', 'ddim_move', 'predicted_clean',
-           'NoiseSchedule', 'out_of_memory', 'Blocks', 'Model', 'quiet_reading', 'load_model']
+           'NoiseSchedule', 'out_of_memory', 'Blocks', 'Model', 'quiet_reading', 'load_model', 'shared_model']
 
 # %% ../nbs/02_model.ipynb #f9466088
 import difflib
-import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
+from .fingerprint import fingerprint
+from .locks import NetworkLock, lock_of, process_lock
 from .memory import steady_memory, trim_memory
 
 if TYPE_CHECKING:  # they take seconds to import: whoever loads a model waits for them, nobody else
@@ -100,7 +102,8 @@ class NoiseSchedule:
     def __post_init__(self):
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise ModelError(f"prediction_type={self.prediction_type!r} is not supported: epsilon or v_prediction is")
-        from diffusers import DDIMScheduler
+        with process_lock:
+            from diffusers import DDIMScheduler
 
         object.__setattr__(self, "scheduler", DDIMScheduler.from_config(self.config))
 
@@ -117,10 +120,16 @@ class NoiseSchedule:
         most = self.scheduler.config.num_train_timesteps
         if not isinstance(steps, int) or isinstance(steps, bool) or not 2 <= steps <= most:
             raise ModelError(f"{argument}={steps!r}: give a whole number from 2 to {most}, the length of the model's schedule")
-        self.scheduler.set_timesteps(steps)
-        timesteps = [int(t) for t in self.scheduler.timesteps]
+        scheduler = copy(self.scheduler)  # it keeps the timesteps that it was asked for last, by whichever thread
+        scheduler.set_timesteps(steps)
+        timesteps = [int(t) for t in scheduler.timesteps]
         beyond = max(0, timesteps[0] - (most - 1))  # with all 1000 steps the scheduler's offset of 1 leads past the end
         return [timestep - beyond for timestep in timesteps]
+
+    @property
+    def levels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        "ᾱ at all timesteps, and the one below the last."
+        return self.scheduler.alphas_cumprod, self.scheduler.final_alpha_cumprod
 
     def level(self, timestep: int | None) -> float:
         "ᾱ at a timestep; at `None`, below the last one, the scheduler's `final_alpha_cumprod`."
@@ -188,6 +197,15 @@ class Blocks:
             torch.cuda.empty_cache()
 
 # %% ../nbs/02_model.ipynb #475d4cd4
+def _vocabulary(tokenizer: Any) -> Any:
+    "What a tokenizer makes of words, without what it remembers of its last call."
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        return tokenizer and [tokenizer.get_vocab(), tokenizer.model_max_length]
+    with lock_of(tokenizer):
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return [{name: value for name, value in state.items() if name not in ("truncation", "padding")}, tokenizer.model_max_length]
+
+
 @dataclass(eq=False)
 class Model:
     "A text-to-image diffusion model, taken apart: UNet, VAE, text encoder, tokenizer, noise schedule."
@@ -228,39 +246,73 @@ class Model:
         "The side, in pixels, of the pictures that the model was trained on."
         return self.unet.config.sample_size * self.vae_scale
 
-    @cached_property
+    @property
+    def lock(self) -> NetworkLock:
+        "Held for each call of the UNet, and over each block that exchanges its processors: other threads wait."
+        return lock_of(self.unet)
+
+    @property
     def digest(self) -> str:
-        "A fingerprint of all weights and of the schedule: two models with the same digest compute the same."
-        hasher = hashlib.blake2b(json.dumps(self.schedule.config, sort_keys=True, default=str).encode(), digest_size=12)
-        for part in (self.unet, self.vae, self.text_encoder):
-            for name, value in part.state_dict().items():
-                hasher.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-                hasher.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return hasher.hexdigest()
+        """A fingerprint of all that computes, as it is now: two models with the same digest compute the same.
+        Raises `ModelError` while processors of the UNet are exchanged: nothing computed with those may be stored as the model's."""
+        with self.lock:
+            if self.lock.changes:
+                raise ModelError(
+                    f"{self.name} is not itself here: its {' and '.join(self.lock.changes)} are exchanged; leave the `with` block first"
+                )
+            parts = self.unet, self.vae, self.text_encoder, _vocabulary(self.tokenizer), self.backbone, type(self)
+            return fingerprint(*parts, self.schedule.config, *self.schedule.levels)
+
+    def check_unchanged(
+        self,
+        before: str,  # its digest when the work began, as in the name of what is stored
+        draft: Any = None,  # a `Draft`, whose parts are dropped if the model is another by now
+    ) -> None:
+        "Raises `ModelError` if the model computes something else by now: what is about to be stored would be of two models."
+        if self.digest == before:
+            return
+        for name in {Path(file).stem for file in draft.files} if draft else ():
+            draft.drop(name)
+        raise ModelError(
+            f"{self.name} was changed while it was at work (weights, adapters or settings): what it had computed is dropped; start again"
+        )
 
     @torch.no_grad()
     def encode(self, frames: np.ndarray) -> torch.Tensor:
         "Latents `(f, c, h, w)` float32 on the CPU for uint8 frames `(f, h, w, 3)`: the mode of the VAE's posterior, so always the same."
         pixels = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).to(self.device, self.dtype) / 127.5 - 1
-        return self.vae.encode(pixels).latent_dist.mode().float().cpu() * self.vae.config.scaling_factor
+        with lock_of(self.vae):
+            return self.vae.encode(pixels).latent_dist.mode().float().cpu() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         "uint8 frames `(f, h, w, 3)` for latents `(f, c, h, w)`."
         latents = (latents / self.vae.config.scaling_factor).to(self.device, self.dtype)
-        pixels = self.vae.decode(latents).sample.float().clamp(-1, 1)
+        with lock_of(self.vae):
+            pixels = self.vae.decode(latents).sample.float().clamp(-1, 1)
         return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
     @torch.no_grad()
     def embed(self, prompt: str) -> torch.Tensor:
         "The text encoder's states `(1, tokens, c)` for a prompt; a warning names the words that do not fit."
-        longest = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        ids = self.tokenizer(prompt).input_ids
-        if len(ids) > longest:
-            cut = self.tokenizer.decode(ids[longest - 1 : -1]).strip()
-            warnings.warn(f"the prompt is longer than the {longest} tokens that {self.name} reads; left out: {cut!r}", stacklevel=2)
-        padded = self.tokenizer(prompt, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
-        return self.text_encoder(padded.input_ids.to(self.device))[0]
+        if unread := self.unread(prompt):
+            warnings.warn(unread, stacklevel=2)
+        with lock_of(self.tokenizer):  # it keeps how it pads: two threads at once would disturb each other
+            padded = self.tokenizer(prompt, padding="max_length", max_length=self._longest, truncation=True, return_tensors="pt")
+            return self.text_encoder(padded.input_ids.to(self.device))[0]
+
+    def unread(self, prompt: str) -> str:
+        "What to say of the words of a prompt that do not fit; empty when all do."
+        with lock_of(self.tokenizer):
+            ids = self.tokenizer(prompt).input_ids
+        if len(ids) <= self._longest:
+            return ""
+        cut = self.tokenizer.decode(ids[self._longest - 1 : -1]).strip()
+        return f"the prompt is longer than the {self._longest} tokens that {self.name} reads; left out: {cut!r}"
+
+    @property
+    def _longest(self) -> int:
+        return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
 
     @torch.no_grad()
     def predict(
@@ -272,8 +324,10 @@ class Model:
     ) -> torch.Tensor:
         "The noise ε `(n, c, h, w)`, float32 on the CPU, that the UNet sees in the latents."
         embeds = embeds.expand(len(latents), -1, -1)
-        output = self.unet(latents.to(self.device, self.dtype), timestep, embeds, return_dict=False, **unet_kwargs)[0]
-        return self.schedule.noise(output.float().cpu(), latents, timestep)
+        with self.lock:
+            output = self.unet(latents.to(self.device, self.dtype), timestep, embeds, return_dict=False, **unet_kwargs)[0]
+            output = output.float().cpu()
+        return self.schedule.noise(output, latents, timestep)
 
 # %% ../nbs/02_model.ipynb #1460ee57
 def _best_device() -> torch.device:
@@ -298,17 +352,19 @@ def _candidates(name: str) -> tuple[str, ...]:
 # %% ../nbs/02_model.ipynb #3dd5810a
 @contextmanager
 def quiet_reading(place: str | Path) -> Iterator[None]:
-    "transformers shows no bar for the weights of a folder, which are read at once; what is downloaded keeps its bars."
-    from transformers.utils import logging
+    """One thread at a time imports and loads: diffusers and transformers change torch while they do.
+    transformers shows no bar for the weights of a folder, which are read at once; what is downloaded keeps its bars."""
+    with process_lock:
+        from transformers.utils import logging
 
-    if not Path(place).is_dir() or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
+        if not Path(place).is_dir() or not logging.is_progress_bar_enabled():
+            yield
+            return
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.enable_progress_bar()
 
 
 def _load_parts(place: str, device: torch.device, dtype: torch.dtype) -> dict:
@@ -364,6 +420,26 @@ def load_model(
         info = MODELS.get(name)
         return Model(**parts, name=name, guidance_scale=info.guidance_scale if info else 7.5)
     raise ModelError(_not_loaded(name, failures))
+
+
+_SHARED: WeakValueDictionary[tuple, Model] = WeakValueDictionary()
+
+
+def shared_model(
+    name: str | Path | Model = "toy",  # as for `load_model`
+    device: str | torch.device | None = None,
+) -> Model:
+    "The model of this name that somebody in this process has loaded and still holds; loaded now if nobody does, or if its files have changed."
+    if isinstance(name, Model):
+        return name
+    with process_lock:
+        folder = Path(_candidates(str(name))[0])
+        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+        states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        key = str(name), str(device or _best_device()), tuple(states)
+        if (model := _SHARED.get(key)) is None:
+            model = _SHARED[key] = load_model(name, device)
+        return model
 
 
 def _not_loaded(name: str, failures: list[str]) -> str:

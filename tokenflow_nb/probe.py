@@ -21,6 +21,7 @@ from .denoiser import WITHOUT_PROPAGATION, Conditioning, Denoiser
 from .keyframes import frame_attention
 from .memory import PeakMemory
 from .model import Blocks, Model
+from .store import digest
 from .work import count_work, is_guided, joint_passes
 
 if TYPE_CHECKING:
@@ -116,16 +117,16 @@ def _sizes(
 ) -> tuple[list[tuple[int, int]], int]:
     "Tokens and channels of each self-attention, and the bytes of a frame's features that an editor may inject."
     tokens, features, modules = [], [], dict(model.unet.named_modules())
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, named: tokens.append((args or (named["hidden_states"],))[0].shape[1:]), with_kwargs=True)
-        for layer in self_attentions(model.unet).values()
-    ]
-    hooks += [modules[name].register_forward_hook(lambda _, args, output: features.append(output[0].nbytes)) for name in model.backbone.features]
-    try:
-        model.predict(latents, 1, embeds)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    see = lambda _, args, named: tokens.append((args or (named["hidden_states"],))[0].shape[1:])  # noqa: E731
+    weigh = lambda _, args, output: features.append(output[0].nbytes)  # noqa: E731
+    with model.lock:  # predictions of other threads would be counted, too
+        hooks = [layer.register_forward_pre_hook(see, with_kwargs=True) for layer in self_attentions(model.unet).values()]
+        hooks += [modules[name].register_forward_hook(weigh) for name in model.backbone.features]
+        try:
+            model.predict(latents, 1, embeds)
+        finally:
+            for hook in hooks:
+                hook.remove()
     return [tuple(shape) for shape in tokens], sum(features)
 
 
@@ -238,7 +239,8 @@ _PROBES: dict[tuple, Probe] = {}
 
 def _key(model: Model, size: tuple[int, int], config: "EditConfig", frames: int) -> tuple:
     "What two probes must have in common for one to serve in place of the other; and what else they depend on."
-    here = model.digest, str(model.device), str(model.dtype), tuple(size), config.rule, config.source_branch
+    networks = digest(*(dict(part.config) for part in (model.unet, model.vae)))  # what it costs does not depend on the numbers in it
+    here = networks, str(model.device), str(model.dtype), tuple(size), config.rule, config.source_branch
     return here, (is_guided(config, model), min(config.block_size, frames), max(joint_passes(frames, config), default=0))
 
 

@@ -7,6 +7,7 @@ __all__ = ['SourceRecord', 'record_source', 'recording']
 
 # %% ../nbs/09_source.ipynb #e75dfe84
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +91,8 @@ def recording(
     if rule in WITHOUT_PROPAGATION:
         raise ValueError(f"rule={rule!r} does not propagate: there is no source branch to record")
     store, size = store or Store(), trajectory.entry.meta["block_size"]
-    key = "source-" + digest(trajectory.entry.key, timesteps, keyframes, interval, rule, block_size, max_joint_keyframes)
+    fingerprint = model.digest
+    key = "source-" + digest(trajectory.entry.key, fingerprint, timesteps, keyframes, interval, rule, block_size, max_joint_keyframes)
     if (entry := store.get(key)) is not None:
         return SourceRecord(entry)
     meta = dict(kind="source", frames=len(trajectory), steps=len(timesteps), block_size=size, rule=rule, trajectory=trajectory.entry.key)
@@ -102,6 +104,8 @@ def recording(
         for done, (timestep, chosen) in enumerate(() if draft.finished else zip(timesteps, keyframes), 1):
             _record_step(denoiser, timestep, chosen, draft)
             yield done, len(timesteps)
+        if not draft.finished:
+            model.check_unchanged(fingerprint, draft)
     return SourceRecord(store.get(key, verify=False))
 
 
@@ -113,14 +117,16 @@ def _record_step(denoiser: Denoiser, timestep: int, keyframes: torch.Tensor, dra
         return
     injection, waiting = Injection(features=frozenset(denoiser.model.backbone.features)), {}
     nothing = torch.empty(count, 0)  # the source branch, which alone runs, sees the trajectory
-    for rows, _ in denoiser.by_blocks(nothing, timestep, injection, keyframes):
-        for name, tensor in _left_behind(denoiser):
-            waiting[name] = torch.cat([waiting[name], tensor]) if name in waiting else tensor
-        while starts and (rows.stop - starts[0] >= size or rows.stop == count):
-            first = rows.stop - len(next(iter(waiting.values())))  # the frame that the waiting rows begin with
-            full = slice(starts[0] - first, starts[0] - first + size)
-            draft.put(_part(timestep, starts.pop(0)), {name: tensor[full] for name, tensor in waiting.items()})
-            waiting = {name: tensor[full.stop :] for name, tensor in waiting.items() if full.stop < len(tensor)}  # an empty view would hold all of it
+    with closing(denoiser.by_blocks(nothing, timestep, injection, keyframes)) as passes:  # its processors go with it
+        for rows, _ in passes:
+            for name, tensor in _left_behind(denoiser):
+                waiting[name] = torch.cat([waiting[name], tensor]) if name in waiting else tensor
+            while starts and (rows.stop - starts[0] >= size or rows.stop == count):
+                first = rows.stop - len(next(iter(waiting.values())))  # the frame that the waiting rows begin with
+                full = slice(starts[0] - first, starts[0] - first + size)
+                draft.put(_part(timestep, starts.pop(0)), {name: tensor[full] for name, tensor in waiting.items()})
+                # an empty view would hold all of it
+                waiting = {name: tensor[full.stop :] for name, tensor in waiting.items() if full.stop < len(tensor)}
 
 
 def _left_behind(denoiser: Denoiser) -> Iterator[tuple[str, torch.Tensor]]:

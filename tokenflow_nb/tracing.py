@@ -8,6 +8,7 @@ __all__ = ['Traced', 'traced', 'assumed_probe']
 # %% ../nbs/10_tracing.ipynb #626fb906
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,10 +18,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .attention import Context, installed
+from .locks import process_lock
 from .model import Model
 from .probe import Cost, Probe
 from .propagation import Plan
-from .untrained import default_dtype
 from .work import joint_passes
 
 if TYPE_CHECKING:
@@ -74,12 +75,13 @@ def traced(
 ) -> tuple[dict[str, Traced], list[tuple[int, int]]]:
     "By part (encode and decode: a frame; row: a block; keyframes and frames: the whole pass of three branches), and tokens and channels of each self-attention."
     latents = (model.vae.config.latent_channels, *(side // model.vae_scale for side in size))
-    with default_dtype(model.dtype), FakeTensorMode():
-        unet, vae = (type(part).from_config(part.config) for part in (model.unet, model.vae))
-        words, frames, block = torch.empty(1, 77, unet.config.cross_attention_dim), torch.empty(rows, 3, *size), torch.empty(rows, *latents)
+    empty = partial(torch.empty, dtype=model.dtype)
+    with process_lock, FakeTensorMode():
+        unet, vae = (type(part).from_config(part.config).to(model.dtype) for part in (model.unet, model.vae))
+        words, frames, block = empty(1, 77, unet.config.cross_attention_dim), empty(rows, 3, *size), empty(rows, *latents)
 
         def call(count: int) -> object:
-            return unet(torch.empty(count, *latents), 1, words.expand(count, -1, -1))
+            return unet(empty(count, *latents), 1, words.expand(count, -1, -1))
 
         found = dict(encode=_trace(lambda: vae.encode(frames[:1]), vae), decode=_trace(lambda: vae.decode(block[:1]), vae), row=_trace(lambda: call(rows), unet))
         with installed(unet, Context(("source", "negative", "positive"), joint=True)) as context:

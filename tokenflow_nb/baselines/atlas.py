@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from .job import Job, check_keyframe
 from ..clip import Clip
 from ..flow import Flow, pixel_grid, warp
+from ..locks import process_lock
 
 # %% ../../nbs/baselines/05_atlas.ipynb #d8c39443
 def fit_affine(
@@ -263,14 +264,15 @@ class _Pixels:
         return points, self.colour[row] / 255, self.mask[row].float(), ends, seen[row].float()
 
 # %% ../../nbs/baselines/05_atlas.ipynb #6bfd5854
-def _loss(atlas: Atlas, drawn: tuple[torch.Tensor, ...], alpha_weight: float) -> torch.Tensor:
+def _loss(atlas: Atlas, drawn: tuple[torch.Tensor, ...], alpha_weight: float, noise: torch.Generator) -> torch.Tensor:
     "The four terms; motion is counted in pixels."
     points, colours, mask, ends, seen = drawn
     made, logit = atlas(points)
     total = ((made - colours) ** 2).sum(1).mean() + alpha_weight * F.binary_cross_entropy_with_logits(logit, mask)
     share = torch.sigmoid(logit).detach()
     some = slice(0, _BATCH // 4)  # motion is smooth: fewer points do
-    beside = points[some] + torch.tensor([4.0, 4.0, 0.0], device=points.device) * torch.sign(torch.randn_like(points[some]))
+    aside = torch.tensor([4.0, 4.0, 0.0]) * torch.sign(torch.randn(points[some].shape, generator=noise))
+    beside = points[some] + aside.to(points.device)
     for layer, belongs in ((atlas.foreground, share), (atlas.background, 1 - share)):
         apart = ((layer.uv(points[some]) - layer.uv(ends[some])) ** 2).sum(1, keepdim=True)
         bent = ((layer.shift(points[some]) - layer.shift(beside)) ** 2).sum(1)
@@ -291,19 +293,21 @@ def fit_atlas(
     mask, trust = (mask_from_motion(flow), 0.01) if mask is None else (mask, 0.2)  # how much alpha is held to it in the end
     keyframe, steps = len(clip) // 2, _steps(mask.size, visits)
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
+    with process_lock, torch.random.fork_rng(devices=[]):  # the seed is that of all threads
         torch.manual_seed(seed)
         atlas = Atlas(layer_motion(flow, mask, keyframe), layer_motion(flow, ~mask, keyframe), clip.size).to(device)
-        grids = [*atlas.foreground.encoding.parameters(), *atlas.background.encoding.parameters(), *atlas.outline.parameters()]
-        known = {id(each) for each in grids}
-        others = [each for each in atlas.parameters() if id(each) not in known]
-        adam = torch.optim.Adam([dict(params=grids, lr=3e-2), dict(params=others, lr=4e-3)], betas=(0.9, 0.99))
-        schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 0.05 ** (step / steps))
-        pixels = _Pixels(clip, flow, mask, device)
-        for step in tqdm(range(steps), desc="fit atlas", unit="step", disable=not progress):
-            adam.zero_grad()
-            _loss(atlas, pixels.draw(generator, 1 if step % 2 else -1), 0.1 * trust ** min(1, 2 * step / steps)).backward()
-            adam.step(), schedule.step()
+        noise = torch.Generator()
+        noise.set_state(torch.get_rng_state())  # goes on alone
+    grids = [*atlas.foreground.encoding.parameters(), *atlas.background.encoding.parameters(), *atlas.outline.parameters()]
+    known = {id(each) for each in grids}
+    others = [each for each in atlas.parameters() if id(each) not in known]
+    adam = torch.optim.Adam([dict(params=grids, lr=3e-2), dict(params=others, lr=4e-3)], betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 0.05 ** (step / steps))
+    pixels = _Pixels(clip, flow, mask, device)
+    for step in tqdm(range(steps), desc="fit atlas", unit="step", disable=not progress):
+        adam.zero_grad()
+        _loss(atlas, pixels.draw(generator, 1 if step % 2 else -1), 0.1 * trust ** min(1, 2 * step / steps), noise).backward()
+        adam.step(), schedule.step()
     return atlas.eval()
 
 # %% ../../nbs/baselines/05_atlas.ipynb #05ca4b8c

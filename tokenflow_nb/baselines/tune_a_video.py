@@ -25,6 +25,7 @@ from ..clip import Clip
 from ..edit import Conditioning
 from ..inversion import climb, denoise, inversion_grid
 from ..keyframes import frame_attention
+from ..locks import lock_of
 from ..model import Blocks, Model, ModelError, NoiseSchedule
 
 # %% ../../nbs/baselines/02_tune_a_video.ipynb #c67ac39a
@@ -74,14 +75,15 @@ def cross_frame(
 ) -> Iterator[FrameMemory]:
     "Cross-frame attention in every self-attention of a network, for the length of a `with` block."
     layers = self_attentions(network)
-    before = {name: layer.processor for name, layer in layers.items()}
-    try:
-        for name, layer in layers.items():
-            layer.set_processor(CrossFrameAttention(name, memory))
-        yield memory
-    finally:
-        for name, layer in layers.items():
-            layer.set_processor(before[name])
+    with lock_of(network).changing("attention processors"):
+        before = {name: layer.processor for name, layer in layers.items()}
+        try:
+            for name, layer in layers.items():
+                layer.set_processor(CrossFrameAttention(name, memory))
+            yield memory
+        finally:
+            for name, layer in layers.items():
+                layer.set_processor(before[name])
 
 # %% ../../nbs/baselines/02_tune_a_video.ipynb #0c01bc5d
 _PLACES = 2048  # tokens of a frame at a time; times the heads it stays far below the 65535 rows that CUDA's kernels take
@@ -115,7 +117,8 @@ class VideoUNet:
     "A float32 copy of a UNet with sparse-causal and temporal attention."
 
     def __init__(self, unet: UNet2DConditionModel, seed: int = 0):
-        self.unet, self.memory = copy.deepcopy(unet).float(), FrameMemory()
+        with lock_of(unet):  # not while another thread has exchanged its processors
+            self.unet, self.memory = copy.deepcopy(unet).float(), FrameMemory()
         if self.unet.device.type != "cpu":  # memory is what a GPU lacks, time what a CPU does
             self.unet.enable_gradient_checkpointing()
         generator = torch.Generator().manual_seed(seed)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Busy', 'Worker', 'Progress', 'encode_png', 'encode_film', 'Cache', 'escape', 'in_words', 'ErrorBox', 'Strip',
-           'Player', 'Code', 'Panel', 'Note', 'progress_bar']
+           'Player', 'Code', 'Panel', 'Note', 'its_turn', 'progress_bar']
 
 # %% ../../nbs/panels/00_base.ipynb #72b51a9c
 import html
@@ -12,7 +12,8 @@ import io
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ import ipywidgets
 import numpy as np
 import traitlets
 from PIL import Image
+
+from ..locks import NetworkLock
 
 # %% ../../nbs/panels/00_base.ipynb #5c65c03c
 class Busy(RuntimeError):
@@ -326,6 +329,24 @@ class Note(ipywidgets.HTML):
     def say(self, text: str) -> None:
         "Shows other text, escaped; takes no room when it is empty."
         self.value = f'<div class="tfnb-note">{escape(text)}</div>' if text else ""
+
+
+@contextmanager
+def its_turn(
+    lock: NetworkLock,  # of the model that a piece of work needs
+    stop: threading.Event,
+    progress: Progress,
+) -> Iterator[bool]:
+    "Waits for a model that another thread uses, and says so. Gives whether it is free now: it is not if `stop` was set meanwhile."
+    held = lock.acquire(0.3, stop.is_set)
+    if not held and not stop.is_set():
+        progress.finish("waiting: another panel or cell uses this model")
+        held = lock.acquire(unless=stop.is_set)
+    try:
+        yield held
+    finally:
+        if held:
+            lock.release()
 
 
 def progress_bar(progress: Progress) -> ipywidgets.VBox:

@@ -8,7 +8,6 @@ __all__ = ['TOY_SCENE', 'SETTINGS', 'METHODS', 'Source', 'open_source', 'toy_sou
 
 # %% ../../nbs/panels/03_edit.ipynb #e45334b1
 import time
-import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
@@ -24,8 +23,8 @@ from ..clip import Clip, as_clip, fit_clip
 from ..edit import Edit, EditConfig, EditResult, default_size, recording_for
 from ..guidance import EDITORS
 from ..inversion import Trajectory, invert, inverting
-from ..model import MODELS, Model, load_model
-from .base import Busy, Code, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words, progress_bar
+from ..model import MODELS, Model, shared_model
+from .base import Busy, Code, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words, its_turn, progress_bar
 from ..planner import forecast
 from ..probe import known_probe, learn
 from ..source import SourceRecord
@@ -136,14 +135,17 @@ class Run:
     def go(self, stop: Event, progress: Progress) -> EditResult | None:
         "Takes steps until the end, or until `stop` is set: then it returns None."
         while not stop.is_set():
-            began = time.perf_counter()
-            try:
-                stage, done, total, text = next(self._walk)
-            except StopIteration as end:
-                return end.value
-            except BaseException:
-                self._walk = self._steps()
-                raise
+            with its_turn(self.model.lock, stop, progress) as free:
+                if not free:
+                    break
+                began = time.perf_counter()
+                try:
+                    stage, done, total, text = next(self._walk)
+                except StopIteration as end:
+                    return end.value
+                except BaseException:
+                    self._walk = self._steps()
+                    raise
             self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - began
             progress.update(done, total, text)
         return None
@@ -176,12 +178,11 @@ class Run:
                 yield "record", before + whole * done // of, total, f"recording the source, step {done} of {of}"
 
     def _made(self) -> Edit:
-        "The edit at its start; what it warns of, words of the prompt that the model does not read, is kept."
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            edit = Edit(self.model, self.trajectory, self.config, self.clip)
-        self.warnings = [str(warning.message) for warning in caught if warning.category is UserWarning]
-        return edit
+        "The edit at its start; what a person should know of it, words of the prompt that the model does not read, is kept."
+        config = self.config  # not by catching warnings: what is caught in one thread would be missing in all others
+        said = (self.model.unread(prompt) for prompt in (config.source_prompt, config.negative_prompt, config.prompt))
+        self.warnings = list(dict.fromkeys(filter(None, said)))
+        return Edit(self.model, self.trajectory, config, self.clip)
 
     def _result(self) -> EditResult:
         began = time.perf_counter()
@@ -370,12 +371,12 @@ class EditState(traitlets.HasTraits):
         "The model of that name, loaded once."
         if self._loaded is None or self._loaded.name != self.model:
             self._loaded = None  # two models may not fit into the memory
-            self._loaded = load_model(self.model)
+            self._loaded = shared_model(self.model)
         return self._loaded
 
     def _clip(self, model: Model, positions: Sequence[int] | None = None) -> Clip:
         "The clip at the model's size, or these frames of it: the same object each time, so that a run is known again."
-        key = (model.digest, None if positions is None else tuple(positions))
+        key = (model, None if positions is None else tuple(positions))
         if key not in self._fitted:
             clip = self.source.clip
             fitted = fit_clip(clip, default_size(model, clip), multiple=model.multiple)

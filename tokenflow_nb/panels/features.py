@@ -21,8 +21,8 @@ from ..correspondence import Redundancy, Trace, advise, redundancy, shade, trace
 from ..edit import Edit
 from ..features import FeatureError, Layer, Projection, Recording, colours, pca, record
 from ..inversion import Trajectory
-from ..model import Model, load_model
-from .base import Busy, Cache, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words, progress_bar
+from ..model import Model, shared_model
+from .base import Busy, Cache, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words, its_turn, progress_bar
 from ..store import Store
 
 # %% ../../nbs/panels/01_features.ipynb #2e9aa2ab
@@ -159,7 +159,9 @@ class FeatureState(traitlets.HasTraits):
         self.progress.start("recording")
         if not isinstance(recording, Recording):
             trajectory = getattr(self.source, "trajectory", self.source)
-            self.model = self.model or load_model(trajectory.entry.meta["model"])
+            self.model = self.model or shared_model(trajectory.entry.meta["model"])
+            with its_turn(self.model.lock, stop, self.progress):
+                self._tell(stop, 0, 1)
             recording = record(self.model, self.source, callback=lambda done, total: self._tell(stop, done, total), **self.options)
         recording.check(self.model, self.clip)
         if self.clip is None and recording is self.source:
