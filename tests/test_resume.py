@@ -5,8 +5,11 @@ import json
 import random
 import subprocess
 import sys
+import textwrap
+import threading
 import warnings
 from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +217,98 @@ def test_run_kept_goes_on_from_the_last_checkpoint_only(model, clip, tmp_path, m
     assert sorted(path.name for path in draft.iterdir()) == ["journal.jsonl", "step-0002.safetensors"]
     edit = Edit(model, trajectory, config, clip, keep_history=False)
     assert run_kept(edit, store) == 2 and torch.equal(edit.latents, Edit(model, trajectory, config, clip).run().latents)
+
+
+# ---- two containers, and threads, on one cache
+
+CONTAINER = """
+    import os, platform, sys
+    os.getpid = lambda: 4_194_305  # no process has this number, and both containers have it
+    platform.node = lambda: "container"
+    import torch
+    from tokenflow_nb.store import Store
+    store, part = Store(sys.argv[1]), {"x": torch.ones(3)}
+"""
+WRITES = """
+    with store.writing("flow-mine") as writer, store.scratch() as folder, store.drafting("edit-mine") as draft:
+        writer.put("first", part)
+        draft.put("first", part)
+        (folder / "film.npy").write_bytes(b"abc")
+        print("writing", flush=True)
+        sys.stdin.readline()
+        assert (folder / "film.npy").read_bytes() == b"abc"
+        writer.put("second", part)
+        draft.put("second", part)
+    print(*sorted(store.get("flow-mine").names + store.get("edit-mine").names), flush=True)
+"""
+USES_ALL = """
+    with store.writing("flow-theirs") as writer:
+        writer.put("first", part)
+    with store.drafting("edit-theirs") as draft:
+        draft.put("first", part)
+    with store.scratch() as folder:
+        repr(store), store._repr_html_(), store.prune(10**9)
+    print(len(store.others()), sorted(store.clear()), flush=True)
+"""
+
+
+def container(root: Path, work: str) -> subprocess.Popen:
+    "A process that thinks that it is the same one on the same machine as all others of its kind."
+    code, pipe = textwrap.dedent(CONTAINER) + textwrap.dedent(work), subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code, str(root)], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_two_containers_on_one_cache_harm_nothing(tmp_path):
+    mine = container(tmp_path, WRITES)
+    assert mine.stdout.readline().strip() == "writing"
+    said, errors = container(tmp_path, USES_ALL).communicate(timeout=300)
+    assert said.strip() == "3 ['edit-theirs', 'flow-theirs']", errors  # the draft and both scratch folders are seen, and left
+    said, errors = mine.communicate("go on\n", timeout=300)
+    assert said.strip() == "first first second second", errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "edit-mine", "flow-mine"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_what_a_killed_container_leaves_is_counted_and_then_cleaned_by_another(tmp_path):
+    mine = container(tmp_path, WRITES)
+    assert mine.stdout.readline().strip() == "writing"
+    mine.kill()
+    mine.communicate(timeout=300)
+    assert len(Store(tmp_path).others()) == 3 and "left behind" in repr(Store(tmp_path))
+    said, errors = container(tmp_path, USES_ALL).communicate(timeout=300)
+    assert said.strip() == "1 ['edit-mine', 'edit-theirs', 'flow-theirs']", errors  # the draft could have gone on; nobody is at work on it
+    assert [path.name for path in tmp_path.iterdir()] == [".locks"]
+
+
+def test_threads_that_ask_for_one_entry_all_get_it(tmp_path):
+    "A thread cannot tell whether the one before it works or is paused, so it waits for none; whichever ends first is believed."
+
+    def make(store, number):
+        start.wait()
+        with store.drafting("edit-1") as draft:
+            for part in () if draft.finished else range(3):
+                if f"part-{part}" not in draft:
+                    draft.put(f"part-{part}", {"x": torch.full((3,), float(part))})
+        return [store.get("edit-1").tensor(f"part-{part}", "x")[0].item() for part in range(3)]
+
+    for repetition in range(20):
+        store, start = Store(tmp_path / str(repetition)), threading.Barrier(8)
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(lambda number: make(store, number), range(8))) == 8 * [[0.0, 1.0, 2.0]]
+        assert sorted(path.name for path in store.root.iterdir()) == [".locks", "edit-1"] and not store_room._OURS
+
+
+def test_a_paused_draft_keeps_its_lock_whatever_others_do(tmp_path):
+    "Nobody but its owner gives a lock back: another process still waits."
+    store, asked = Store(tmp_path), Store(tmp_path)
+    with store.drafting("edit-1") as paused:
+        paused.put("first", {"x": torch.ones(3)})
+        for _ in range(3):
+            with pytest.raises(KeyError), asked.drafting("edit-1") as draft:
+                draft.put("first", {"x": torch.ones(3)})
+                raise KeyError
+        assert asked.clear() == [] and list(asked.drafts()) == ["edit-1"]
+        other = container(tmp_path, 'print(store.clear(), store.remove("edit-1"), list(store.drafts()), flush=True)')
+        said, errors = other.communicate(timeout=300)
+        assert said.strip() == "[] False ['edit-1']", errors
+    assert store.get("edit-1").names == ["first"] and store.drafts() == {}
