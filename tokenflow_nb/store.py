@@ -350,47 +350,40 @@ def _new_manifest(key: str, meta: dict[str, Any] | None) -> dict[str, Any]:
     return json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read: lists for tuples
 
 
+@_as_damage()
 def _read_manifest(path: Path) -> dict[str, Any]:
     "The manifest of an entry's folder. Raises `ValueError` unless it is whole, and of the entry that the folder is named by."
-    with _as_damage():
-        manifest = _parse(_read(path / _MANIFEST))
-        if isinstance(manifest, dict) and (found := manifest.get("format", FORMAT)) != FORMAT:
-            raise ValueError(f"it has format {found!r:.20}, this version of tokenflow_nb reads {FORMAT}")
-        if not _fits(manifest, _SHAPE):
-            raise ValueError(f"{_MANIFEST} is not the manifest of a tokenflow_nb entry")
-        if manifest["checksum"] != _sum(manifest):
-            raise ValueError(f"{_MANIFEST} has another checksum")
+    manifest = _parse(_read(path / _MANIFEST))
+    if isinstance(manifest, dict) and (found := manifest.get("format", FORMAT)) != FORMAT:
+        raise ValueError(f"it has format {found!r:.20}, this version of tokenflow_nb reads {FORMAT}")
+    if not _fits(manifest, _SHAPE):
+        raise ValueError(f"{_MANIFEST} is not the manifest of a tokenflow_nb entry")
+    if manifest["checksum"] != _sum(manifest):
+        raise ValueError(f"{_MANIFEST} has another checksum")
     if manifest["key"] != path.name:
         raise ValueError(f"it is the entry {manifest['key']}, under another name")
     return manifest
 
 # %% ../nbs/01_store.ipynb #64b01ced
+@_as_damage()
 def _verify(path: Path, files: dict[str, dict[str, Any]], checksums: bool = True) -> None:
     "Raises `ValueError` when a file is not what was noted of it."
-    with _as_damage():
-        for name, file in files.items():
-            about = os.lstat(path / name) if os.path.lexists(path / name) else None
-            if about is None or not stat.S_ISREG(about.st_mode) or about.st_size != file["bytes"]:
-                raise ValueError(f"{name} is missing or has another size")
-            if checksums and _checksum(path / name) != file["sha256"]:
-                raise ValueError(f"{name} has another checksum")
+    for name, file in files.items():
+        about = os.lstat(path / name) if os.path.lexists(path / name) else None
+        if about is None or not stat.S_ISREG(about.st_mode) or about.st_size != file["bytes"]:
+            raise ValueError(f"{name} is missing or has another size")
+        if checksums and _checksum(path / name) != file["sha256"]:
+            raise ValueError(f"{name} has another checksum")
 
 
+@_as_damage()
 def _whole(path: Path, checksums: bool = True) -> Entry:
     "The entry in a folder. Raises `ValueError` when it is damaged."
     entry = Entry(path, _read_manifest(path))
     _verify(path, entry.manifest["files"], checksums)
-    with _as_damage():
-        more = {name for name in os.listdir(path) if not name.startswith(".")} - {*entry.manifest["files"], _MANIFEST, _JOURNAL}
-    if more:
+    if more := {name for name in os.listdir(path) if not name.startswith(".")} - {*entry.manifest["files"], _MANIFEST, _JOURNAL}:
         raise ValueError(f"{min(more)!r} does not belong to it")
     return entry
-
-
-def _is_whole(path: Path) -> bool:
-    with suppress(ValueError):
-        return _whole(path, checksums=False) is not None
-    return False
 
 # %% ../nbs/01_store.ipynb #c5ad11b9
 def _is_link(path: Path) -> bool:
@@ -533,23 +526,22 @@ def _children(root: Path) -> list[Path]:
 def _resume(folder: Path, key: str) -> dict[str, dict[str, Any]]:
     "The whole parts in the folder of a draft, as its journal names them; all other files are removed. Makes the folder if there is none."
     _settle(folder, folder=True)
-    header, files, fault = {"format": FORMAT, "key": key}, {}, ""
+    header, files, faults = {"format": FORMAT, "key": key}, {}, []
     try:
-        for note in _notes(folder / _JOURNAL, header):
-            files |= note
+        notes = _notes(folder / _JOURNAL, header)
     except ValueError as error:
-        fault = str(error)
-    for name in list(files):
+        notes, faults = {}, [error]
+    for name, file in notes.items():
         try:
-            _verify(folder, {name: files[name]} if files[name] else {})
+            _verify(folder, {name: file})
+            files[name] = file
         except ValueError as error:
-            fault, files[name] = str(error), None
-    files = {name: file for name, file in files.items() if file}
-    if fault:
-        warnings.warn(f"the draft of {key} is damaged or out of date ({fault}); what is not whole will be recomputed", stacklevel=7)
+            faults.append(error)
+    if faults:
+        warnings.warn(f"the draft of {key} is damaged or out of date ({faults[0]}); what is not whole will be recomputed", stacklevel=7)
     for path in folder.iterdir():
         if path.name not in files:
-            _remove(path)
+            _remove(path)  # a link itself, nothing behind it
     fresh = folder / f"{_JOURNAL}.new"
     fresh.write_text("".join(json.dumps(note) + "\n" for note in (header, files)), encoding="utf-8")
     _sync(fresh)
@@ -558,13 +550,13 @@ def _resume(folder: Path, key: str) -> dict[str, dict[str, Any]]:
 
 
 @_as_damage()
-def _notes(journal: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
-    "The lines of a journal after its header, without a last one that was torn: it has no end. Raises `ValueError` for damage."
+def _notes(journal: Path, header: dict[str, Any]) -> dict[str, Any]:
+    "The parts that a journal names; a last line without an end was torn, and does not count. Raises `ValueError` for damage."
     lines = _read(journal).split(b"\n")[:-1] if os.path.lexists(journal) else []
-    notes = [_parse(line) for line in lines]
-    if notes[:1] not in ([], [header]) or not all(_fits(note, _NOTE) for note in notes[1:]):
+    first, *notes = [_parse(line) for line in lines] or [header]
+    if first != header or not all(_fits(note, _NOTE) for note in notes):
         raise ValueError("its journal is none of ours, of this version and entry")
-    return notes[1:]
+    return {name: file for name, file in dict(chain.from_iterable(note.items() for note in notes)).items() if file}
 
 # %% ../nbs/01_store.ipynb #f8a38de6
 class Draft(Writer):
@@ -635,14 +627,13 @@ class Store:
     def drafting(self, key: str, meta: dict[str, Any] | None = None) -> Iterator["Draft"]:
         """A `Draft` of an entry, which appears when the block ends. What an interrupted block had put there is found by the next.
         While another process drafts the same entry, this one waits; `finished` then says that nothing is left to do."""
-        manifest, folder = _new_manifest(key, meta), self.root / f".draft-{key}"
+        manifest, folder, finished = _new_manifest(key, meta), self.root / f".draft-{key}", self.get(key) is not None
         with ExitStack() as stack:
-            alone = finished = self.get(key) is not None  # then nothing is written: the cache may be one that can only be read
-            if not finished:
-                alone = stack.enter_context(_locked(self.root, self.root / ".locks" / f"{key}.lock"))
-                finished = alone and self.get(key) is not None
-            if not alone:  # this process drafts it already, paused perhaps: it would wait for itself
-                folder = stack.enter_context(self.scratch())
+            if not finished:  # else nothing is written: the cache may be one that can only be read
+                if stack.enter_context(_locked(self.root, self.root / ".locks" / f"{key}.lock")):
+                    finished = self.get(key) is not None  # made while this one waited
+                else:  # this process drafts it already, paused perhaps: it would wait for itself
+                    folder = stack.enter_context(self.scratch())
             draft = Draft(self.root, folder, key, finished)
             try:
                 yield draft
@@ -724,9 +715,11 @@ def _publish(root: Path, writer: Writer, manifest: dict[str, Any]) -> None:
     try:
         os.rename(writer.folder, final)
     except OSError:
-        if not _is_whole(final):
-            _discard(root, final)
-            os.rename(writer.folder, final)
+        with suppress(ValueError):
+            _whole(final, checksums=False)
+            return  # somebody else was first
+        _discard(root, final)
+        os.rename(writer.folder, final)
     (final / _JOURNAL).unlink(missing_ok=True)
     _sync(root)
 
