@@ -254,7 +254,7 @@ class Writer:
 
     def put_json(self, name: str, value: Any) -> None:
         "Writes a JSON value as the part `name`."
-        self.put_file(f"{name}.json", json.dumps(value, indent=1).encode())  # ASCII: text from a panel may hold what UTF-8 cannot
+        self.put_file(f"{name}.json", json.dumps(value, indent=1).encode())  # ASCII: UTF-8 has no half characters
 
     def put_file(self, file: str, content: bytes) -> None:
         "Writes bytes as the part `file`, a name with its ending."
@@ -339,20 +339,21 @@ def _parse(text: bytes) -> Any:
 
 # %% ../nbs/01_store.ipynb #d80a09e7
 def _sum(manifest: dict[str, Any]) -> str:
-    "The checksum of a manifest, in which its own does not count. Raises `ValueError` for numbers that JSON does not know."
+    "The checksum of a manifest, without the field that holds it. Raises `ValueError` for NaN and infinity."
     rest = {name: value for name, value in manifest.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _new_manifest(key: str, meta: dict[str, Any] | None) -> dict[str, Any]:
-    "The manifest of an entry without its files. Raises `TypeError` or `ValueError` now rather than after the work when `meta` is not JSON."
+    """The manifest of an entry without its files. Raises `TypeError` or `ValueError` when `meta` is not JSON: now, not
+    after the work."""
     manifest = {"store": "tokenflow_nb", "format": FORMAT, "key": key, "created": int(time.time()), "meta": meta or {}}
     return json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read: lists for tuples
 
 
 @_as_damage()
 def _read_manifest(path: Path) -> dict[str, Any]:
-    "The manifest of an entry's folder. Raises `ValueError` unless it is whole, and of the entry that the folder is named by."
+    "The manifest in an entry's folder. Raises `ValueError` unless it is whole, and of the entry of this name."
     manifest = _parse(_read(path / _MANIFEST))
     if isinstance(manifest, dict) and (found := manifest.get("format", FORMAT)) != FORMAT:
         raise ValueError(f"it has format {found!r:.20}, this version of tokenflow_nb reads {FORMAT}")
@@ -381,20 +382,21 @@ def _whole(path: Path, checksums: bool = True) -> Entry:
     "The entry in a folder. Raises `ValueError` when it is damaged."
     entry = Entry(path, _read_manifest(path))
     _verify(path, entry.manifest["files"], checksums)
-    if more := {name for name in os.listdir(path) if not name.startswith(".")} - {*entry.manifest["files"], _MANIFEST, _JOURNAL}:
+    known = {*entry.manifest["files"], _MANIFEST, _JOURNAL}
+    if more := {name for name in os.listdir(path) if not name.startswith(".")} - known:
         raise ValueError(f"{min(more)!r} does not belong to it")
     return entry
 
 # %% ../nbs/01_store.ipynb #c5ad11b9
 def _is_link(path: Path) -> bool:
-    return os.path.islink(path) or getattr(os.path, "isjunction", os.path.islink)(path)  # junctions: Python 3.12, Windows
+    return os.path.islink(path) or getattr(os.path, "isjunction", os.path.islink)(path)  # of Windows, since Python 3.12
 
 
 def _refuse_link(path: Path) -> None:
     "Raises `StoreError` for a link."
     if _is_link(path):
         remedy = f"Remove the link, not what it points to: os.unlink({str(path)!r})"
-        raise StoreError(f"{path} is a link, and nothing in the cache is read, written or removed through links. {remedy}")
+        raise StoreError(f"{path} is a link, and nothing in the cache is used through links. {remedy}")
 
 
 def _remove(path: Path) -> None:
@@ -411,7 +413,8 @@ def _settle(path: Path, folder: bool) -> None:
     "Makes a folder, or room for a file. What is there of the other kind is damage."
     _refuse_link(path)
     if os.path.lexists(path) and os.path.isdir(path) != folder:
-        warnings.warn(f"{path} is damaged ({'a file' if folder else 'a folder'} in its place); it is removed", stacklevel=2)
+        found = "a file" if folder else "a folder"
+        warnings.warn(f"{path} is damaged ({found} in its place); it is removed", stacklevel=2)
         _remove(path)
     if folder:
         path.mkdir(parents=True, exist_ok=True)
@@ -419,8 +422,8 @@ def _settle(path: Path, folder: bool) -> None:
 
 def _stats(path: Path) -> Iterator[os.stat_result]:
     "What the system says of a path and of everything below it; no link is followed."
-    inside = (os.path.join(folder, name) for folder, *names in os.walk(path) for name in chain(*names) if not _is_link(path))
-    for each in chain([path], inside):
+    folders = () if _is_link(path) else os.walk(path)
+    for each in chain([path], (os.path.join(folder, name) for folder, *names in folders for name in chain(*names))):
         with suppress(OSError):  # gone meanwhile
             yield os.lstat(each)
 
@@ -440,7 +443,8 @@ _LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # wha
 
 @contextmanager
 def _locked(root: Path, path: Path, wait: bool = True) -> Iterator[bool]:
-    "Holds a lock. False, without it, when this process holds it already, or, if it shall not `wait`, when somebody does or nobody can tell."
+    """Holds a lock. False, without it, when this process holds it already; or, without `wait`, when another one does, or
+    the file system has no locks."""
     name, holder = os.path.realpath(path), object()
     if _OURS.setdefault(name, holder) is not holder:  # looks and takes in one step: threads may ask at once
         yield False
@@ -503,7 +507,8 @@ def _scratch(root: Path) -> Iterator[Path]:
 
 
 def _scratches(root: Path) -> list[Path]:
-    return [path for path in _children(root) if _SCRATCH.fullmatch(path.name) and os.path.isdir(path) and not _is_link(path)]
+    found = [path for path in _children(root) if _SCRATCH.fullmatch(path.name)]
+    return [path for path in found if os.path.isdir(path) and not _is_link(path)]
 
 
 def _clean(root: Path) -> None:
@@ -524,7 +529,8 @@ def _children(root: Path) -> list[Path]:
 
 # %% ../nbs/01_store.ipynb #1409c4f9
 def _resume(folder: Path, key: str) -> dict[str, dict[str, Any]]:
-    "The whole parts in the folder of a draft, as its journal names them; all other files are removed. Makes the folder if there is none."
+    """The whole parts in the folder of a draft, as its journal names them; all other files are removed. Makes the folder
+    if there is none."""
     _settle(folder, folder=True)
     header, files, faults = {"format": FORMAT, "key": key}, {}, []
     try:
@@ -538,7 +544,8 @@ def _resume(folder: Path, key: str) -> dict[str, dict[str, Any]]:
         except ValueError as error:
             faults.append(error)
     if faults:
-        warnings.warn(f"the draft of {key} is damaged or out of date ({faults[0]}); what is not whole will be recomputed", stacklevel=7)
+        message = f"the draft of {key} is damaged or out of date ({faults[0]}); what is not whole will be recomputed"
+        warnings.warn(message, stacklevel=7)
     for path in folder.iterdir():
         if path.name not in files:
             _remove(path)  # a link itself, nothing behind it
@@ -551,7 +558,7 @@ def _resume(folder: Path, key: str) -> dict[str, dict[str, Any]]:
 
 @_as_damage()
 def _notes(journal: Path, header: dict[str, Any]) -> dict[str, Any]:
-    "The parts that a journal names; a last line without an end was torn, and does not count. Raises `ValueError` for damage."
+    "The parts that a journal names, but for a last line that was torn: it has no end. Raises `ValueError` for damage."
     lines = _read(journal).split(b"\n")[:-1] if os.path.lexists(journal) else []
     first, *notes = [_parse(line) for line in lines] or [header]
     if first != header or not all(_fits(note, _NOTE) for note in notes):
@@ -607,7 +614,7 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        "An empty folder on the cache's disk, gone when the block ends; if the process is killed, when the next one writes."
+        "An empty folder on the cache's disk, gone when the block ends; after a kill, when the next process writes."
         _clean(self.root)
         with _scratch(self.root) as folder:
             yield folder
@@ -625,8 +632,9 @@ class Store:
 
     @contextmanager
     def drafting(self, key: str, meta: dict[str, Any] | None = None) -> Iterator["Draft"]:
-        """A `Draft` of an entry, which appears when the block ends. What an interrupted block had put there is found by the next.
-        While another process drafts the same entry, this one waits; `finished` then says that nothing is left to do."""
+        """A `Draft` of an entry, which appears when the block ends. What an interrupted block had put there is found by
+        the next. While another process drafts the same entry, this one waits; `finished` then says that nothing is left
+        to do."""
         manifest, folder, finished = _new_manifest(key, meta), self.root / f".draft-{key}", self.get(key) is not None
         with ExitStack() as stack:
             if not finished:  # else nothing is written: the cache may be one that can only be read
@@ -641,8 +649,8 @@ class Store:
                     with _explained(self.root):
                         _publish(self.root, draft, manifest)
             finally:
-                if not finished and (not draft.files or (self.root / key).is_dir()):  # nothing to go on with, or somebody else was first
-                    _remove(folder)
+                if not finished and (not draft.files or (self.root / key).is_dir()):
+                    _remove(folder)  # nothing to go on with, or another was first
 
     def keep(
         self,
@@ -651,8 +659,8 @@ class Store:
     ) -> Path:
         "The file that holds an upload. It is in an entry, so that it is listed, pruned and cleared as all others."
         stem, suffix = os.path.splitext(re.split(r"[\\/]", name)[-1])
-        stem, suffix = re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")[:80].strip("-"), re.sub(r"[^a-z0-9]", "", suffix.lower())[:11]
-        file, key = f"{stem or 'video'}.{suffix or 'bin'}", f"upload-{digest(name, content)}"
+        stem, suffix = re.sub(r"[^A-Za-z0-9_]+", "-", stem)[:80].strip("-"), re.sub(r"[^a-z0-9]", "", suffix.lower())
+        file, key = f"{stem or 'video'}.{suffix[:11] or 'bin'}", f"upload-{digest(name, content)}"
         if self.get(key) is None:
             with self.writing(key, dict(kind="upload", name=name)) as writer:
                 writer.put_file(file, content)
@@ -678,10 +686,11 @@ class Store:
         return {path.name.removeprefix(".draft-"): _size(path) for path in sorted(found, key=_changed)}
 
     def others(self) -> list[tuple[str, str, int]]:
-        "Name, state and bytes of all that is no finished entry: drafts, damage, and folders of processes that write or were killed."
+        "Name, state and bytes of all that is no finished entry: drafts, damage, and what is being written or was left."
         rows = [(key, "unfinished, goes on when it is asked for again", size) for key, size in self.drafts().items()]
-        rows += [(path.name, "damaged or out of date", _size(path)) for _, path, entry in _found(self.root) if entry is None]
-        return rows + [(path.name, "being written, or left by a process that was killed", _size(path)) for path in _scratches(self.root)]
+        found = [(path, "damaged or out of date") for _, path, entry in _found(self.root) if entry is None]
+        found += [(path, "being written, or left by a process that was killed") for path in _scratches(self.root)]
+        return rows + [(path.name, state, _size(path)) for path, state in found]
 
     def remove(self, key: str) -> bool:
         "Removes an entry and its draft, unless somebody is at work on that. Returns whether there was anything."
@@ -698,8 +707,8 @@ class Store:
 
     def __repr__(self) -> str:
         sizes, more = [entry.nbytes for entry in self.entries()], sum(size for _, _, size in self.others())
-        besides = f" · {in_bytes(more)} unfinished or left behind" if more else ""
-        return f"Store({self.root} · {len(sizes)} entr{'y' if len(sizes) == 1 else 'ies'} · {in_bytes(sum(sizes))}{besides})"
+        count = f"{len(sizes)} entr{'y' if len(sizes) == 1 else 'ies'} · {in_bytes(sum(sizes))}"
+        return f"Store({self.root} · {count}{f' · {in_bytes(more)} unfinished or left behind' if more else ''})"
 
     def _repr_html_(self) -> str:
         return _table(self)
@@ -768,12 +777,12 @@ def _found(root: Path) -> Iterator[tuple[int, Path, Entry | None]]:
     for path in _children(root):
         if _fits(path.name, _NAME) and not _is_link(path):
             try:
-                entry = Entry(path, _read_manifest(path))
                 with _as_damage():
-                    yield (path / _MANIFEST).stat().st_mtime_ns, path, entry
+                    found = (path / _MANIFEST).stat().st_mtime_ns, path, Entry(path, _read_manifest(path))
             except ValueError:
-                if _is_ours(path):
-                    yield 0, path, None
+                found = (0, path, None) if _is_ours(path) else None
+            if found:
+                yield found
 
 
 def _is_ours(path: Path) -> bool:
@@ -789,7 +798,8 @@ def _prune(store: Store, max_bytes: int) -> list[str]:
     if max_bytes < 0:
         raise ValueError(f"max_bytes={max_bytes}: give the number of bytes that may stay, 0 or more")
     _clean(store.root)
-    sizes = {path.name: entry.nbytes if entry else _size(path) for _, path, entry in sorted(_found(store.root), key=lambda each: each[:2])}
+    found = sorted(_found(store.root), key=lambda each: each[:2])  # damage first
+    sizes = {path.name: entry.nbytes if entry else _size(path) for _, path, entry in found}
     total, removed, failed = sum(sizes.values()), [], None
     for key, size in (sizes | (dict.fromkeys(store.drafts(), 0) if max_bytes == 0 else {})).items():
         if total <= max_bytes and max_bytes:
