@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import tokenflow_nb.store as store_module
+from tokenflow_nb.cli import main
 from tokenflow_nb.edit import Edit, EditConfig, record_for, run_kept
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.store import Store, StoreError
@@ -670,7 +671,7 @@ def test_foreign_things_are_neither_listed_nor_removed(tmp_path):
     assert all((tmp_path / name / "manifest.json").is_file() for name in [*names, "backup"])
 
 
-def test_damage_is_listed_counted_and_cleared(tmp_path):
+def test_damage_is_listed_counted_and_cleared(tmp_path, monkeypatch, capsys):
     store = Store(tmp_path)
     ask_plain(store), ask_plain(store, KEYS[1])
     size = store.get(KEYS[1]).nbytes
@@ -681,6 +682,10 @@ def test_damage_is_listed_counted_and_cleared(tmp_path):
     states = {name: (state, count) for name, state, count in store.others()}
     assert states[KEYS[0]] == ("damaged or out of date", size) and states[dead.parent.name][1] == 5000
     assert [entry.key for entry in store.entries()] == KEYS[1:] and "5.2 kB unfinished or left behind" in repr(store), repr(store)
+    monkeypatch.setenv("TOKENFLOW_HOME", str(tmp_path))
+    assert main(["cache", "list"]) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in (*KEYS, "damaged or out of date", dead.parent.name, "5.2 kB unfinished or left behind"))
     assert store.prune(size) == KEYS[:1] and not dead.exists()  # damage goes first
     assert store.clear() == KEYS[1:] and os.listdir(tmp_path) == [".locks"]
 
