@@ -1,4 +1,5 @@
-"""Edits that are killed, and gone on with. A program, so that it can fork children that have everything imported: `killed_edits.py FOLDER SEED COUNT`.
+"""Edits that are killed, and gone on with. A program, so that it can fork children that have everything imported:
+`killed_edits.py FOLDER SEED SIGKILL=20 SIGINT=6 SIGTERM=6`.
 
 Prints a line of JSON for each killed edit, and one for two edits that run at the same time.
 """
@@ -36,9 +37,13 @@ def edit(root: Path, prompt: str = "a gold star on grass"):
 
 def child(root: Path, **options) -> int:
     "The process number of a fork that makes the edit."
-    if number := os.fork():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # it may come before the child can catch it
+    number = os.fork()
+    if number:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         return number
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         edit(root, **options)
         os._exit(0)
     except BaseException as error:  # a child must not come back to the loop
@@ -60,23 +65,24 @@ def faults(root: Path) -> list[str]:
     return [str(each.message) for each in caught]
 
 
-def run_for(seconds: float, root: Path) -> tuple[bool, float]:
-    "Whether SIGKILL after so many seconds met the edit still running, and how long it ran."
+def run_for(seconds: float, root: Path, kind: signal.Signals = signal.SIGKILL) -> tuple[bool, float]:
+    "Whether a signal after so many seconds met the edit still running, and how long it ran."
     begun, number = time.monotonic(), child(root)
-    timer = threading.Timer(seconds, os.kill, (number, signal.SIGKILL))
+    timer = threading.Timer(seconds, os.kill, (number, kind))
     timer.start()
     status = os.waitpid(number, 0)[1]
     timer.cancel()
     timer.join()  # a thread that still runs would be lost in the next fork
-    return os.WIFSIGNALED(status), time.monotonic() - begun
+    return status != 0, time.monotonic() - begun
 
 
-def killed(root: Path, moment: float, wanted: list[str]) -> dict:
+def killed(root: Path, moment: float, kind: signal.Signals, wanted: list[str]) -> dict:
     "What a killed edit left, and what became of it when it was made again."
     store = Store(root)
     left, broken = sorted(key.split("-")[0] for key in store.drafts()), faults(root)
     ended = os.waitstatus_to_exitcode(os.waitpid(child(root), 0)[1])
-    return dict(moment=round(moment, 3), left=left, broken=broken, ended=ended, same=latents(root) == wanted, drafts=len(store.drafts()))
+    about = dict(kind=kind.name, moment=round(moment, 3), left=left, broken=broken, ended=ended)
+    return about | dict(same=latents(root) == wanted, others=store.others())
 
 
 def together(root: Path) -> dict:
@@ -86,16 +92,16 @@ def together(root: Path) -> dict:
 
 
 def main():
-    folder, seed, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    folder, seed = Path(sys.argv[1]), int(sys.argv[2])
+    kinds = [signal.Signals[name] for name, count in (each.split("=") for each in sys.argv[3:]) for _ in range(int(count))]
     length = run_for(threading.TIMEOUT_MAX, folder / "straight")[1]
     wanted, draw, roots = latents(folder / "straight"), random.Random(seed), (folder / f"run-{number}" for number in itertools.count())
     assert wanted, "the edit that nobody kills did not end"
-    while count:
+    while kinds:
         root, moment = next(roots), draw.uniform(0, length)
-        was_killed, ran = run_for(moment, root)
+        was_killed, ran = run_for(moment, root, kinds[-1])
         if was_killed:
-            print(json.dumps(killed(root, moment, wanted)), flush=True)
-            count -= 1
+            print(json.dumps(killed(root, moment, kinds.pop(), wanted)), flush=True)
         else:  # the machine became faster than it was: moments are drawn from the shorter run, so that they fall into the work
             length = ran
     print(json.dumps(together(folder / "together") | dict(wanted=wanted)), flush=True)

@@ -397,14 +397,14 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
 # %% ../nbs/13_cli.ipynb #9340fa18
 def _run_cache(args: argparse.Namespace) -> None:
     "`tokenflow_nb cache list | prune | clear`"
-    from tokenflow_nb.store import Store
+    from tokenflow_nb.store import Store, in_bytes
 
     store = Store()
     if args.action == "list":
         for entry in store.entries():
             print(entry)
-        for key, size in store.drafts().items():
-            print(f"{key} · unfinished, goes on when it is asked for again · {size / 1e6:.1f} MB")
+        for name, state, size in store.others():
+            print(f"{name} · {state} · {in_bytes(size)}")
     else:
         removed = store.clear() if args.action == "clear" else store.prune(args.max_size)
         print(f"removed {len(removed)} entries")

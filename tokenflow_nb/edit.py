@@ -13,6 +13,7 @@ import os
 import platform
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -341,15 +342,29 @@ class _Checkpoints:
 
     def __init__(self, draft: Draft):
         self.draft, self.last = draft, time.monotonic()
-        self.names = sorted(Path(file).stem for file in draft.files)
+        self.names = sorted({Path(file).stem for file in draft.files})
 
     def restore(self, edit: Edit):
-        "Takes an edit to the last checkpoint."
-        if self.names:
-            *older, last = self.names  # a process that died between the two left both
-            edit.latents, edit.index = self.draft.load(last)["latents"], int(last.removeprefix("step-"))
-            self._drop(older)
-            self.names = [last]
+        "Takes an edit to the last checkpoint. If that does not fit the edit, all are dropped with a warning."
+        kept = self.names[-1:]  # a process that died between the two left another before it
+        try:
+            for name in kept:
+                edit.latents, edit.index = self._read(name, edit)
+        except (ValueError, KeyError, safetensors.SafetensorError) as error:
+            warnings.warn(f"a checkpoint of the edit is damaged ({error}); it is removed, and the edit begins anew", stacklevel=3)
+            kept = []
+        self._drop([name for name in self.names if name not in kept])
+        self.names = kept
+
+    def _read(self, name: str, edit: Edit) -> tuple[torch.Tensor, int]:
+        "Latents and step of a checkpoint. Raises `ValueError` when they are not those of an edit like this."
+        steps = {f"step-{step:04d}": step for step in range(edit.first + 1, len(edit.timesteps) + 1)}
+        if name not in steps:
+            raise ValueError(f"{name} is none of its steps")
+        latents = self.draft.load(name)["latents"]
+        if (latents.shape, latents.dtype) != (edit.latents.shape, edit.latents.dtype) or not torch.isfinite(latents).all():
+            raise ValueError(f"{name} does not hold its latents")
+        return latents, steps[name]
 
     def _drop(self, names: list[str]):
         for name in names:

@@ -14,13 +14,15 @@ import os
 import platform
 import re
 import shutil
+import stat
 import time
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +156,7 @@ class Entry:
 
     def load_json(self, name: str) -> Any:
         "The value of the JSON part `name`."
-        return json.loads(self._file(name, "json").read_text(encoding="utf-8"))
+        return json.loads(self._file(name, "json").read_bytes())
 
     def _file(self, name: str, suffix: str) -> Path:
         if f"{name}.{suffix}" not in self.manifest["files"]:
@@ -178,7 +180,7 @@ def in_bytes(count: float) -> str:
 # %% ../nbs/01_store.ipynb #d87e7367
 def free_disk(root: Path) -> int:
     "Bytes that are free where a cache lies, or will lie."
-    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    existing = next(folder for folder in (root, *root.absolute().parents) if os.path.exists(folder))
     return shutil.disk_usage(existing).free
 
 
@@ -189,6 +191,8 @@ def _explained(
     "Turns what the system says about a failed write into a `StoreError` that names folder, room left and way out."
     try:
         yield
+    except StoreError:
+        raise  # explained already
     except (OSError, SafetensorError) as error:
         free = in_bytes(free_disk(root))
         full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -231,6 +235,9 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../nbs/01_store.ipynb #c3c90fdf
+_MANIFEST, _JOURNAL = "manifest.json", "journal.jsonl"
+
+
 class Writer:
     "Puts the parts of an entry into a folder that becomes visible when all are there. Made by `Store.writing`."
 
@@ -247,14 +254,19 @@ class Writer:
 
     def put_json(self, name: str, value: Any) -> None:
         "Writes a JSON value as the part `name`."
-        text, path = json.dumps(value, ensure_ascii=False, indent=1), self._new(name, "json")
+        self.put_file(f"{name}.json", json.dumps(value, indent=1).encode())  # ASCII: UTF-8 has no half characters
+
+    def put_file(self, file: str, content: bytes) -> None:
+        "Writes bytes as the part `file`, a name with its ending."
+        name, _, suffix = file.rpartition(".")
+        path = self._new(name, suffix)
         with _explained(self.root):
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content)
             self._done(path)
 
     def _new(self, name: str, suffix: str) -> Path:
         _check_name("name", name)
-        if f"{name}.{suffix}" in self.files or (name, suffix) == ("manifest", "json"):
+        if f"{name}.{suffix}" in (*self.files, _MANIFEST, _JOURNAL):
             raise StoreError(f"name={name!r} was already used in this entry; choose another")
         return self.folder / f"{name}.{suffix}"
 
@@ -263,98 +275,306 @@ class Writer:
         self.files[path.name] = {"bytes": path.stat().st_size, "sha256": _checksum(path)}
 
 # %% ../nbs/01_store.ipynb #0bb2c5bf
-_SCRATCH = re.compile(r"\.writing-(?P<host>.*)-(?P<pid>\d+)-[0-9a-f]{8}")
+FORMAT = 2  # of entries and drafts; another one is never read
+_LARGEST = 1 << 26  # bytes of a manifest or journal: more is none of ours
+
+_DRAFT = re.compile(r"\.draft-" + _NAME.pattern)
+_FILE = re.compile(_NAME.pattern + r"\.[a-z0-9]{1,11}")  # of a part: no folder, no "..", nothing hidden
+_PART = {"bytes": range(1 << 62), "sha256": re.compile(r"[0-9a-f]{64}")}
+_NOTE = {_FILE: (_PART, None)}  # a line of the journal: these parts are there, or no longer
+_SHAPE = {
+    "store": re.compile("tokenflow_nb"), "format": range(FORMAT, FORMAT + 1), "key": _NAME, "created": range(1 << 34),
+    "meta": dict, "files": {_FILE: _PART}, "checksum": _PART["sha256"],
+}  # fmt: skip
 
 
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9]", "_", platform.node())
-
-
-def _scratch_name() -> str:
-    return f".writing-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-
-
-def _is_abandoned(name: str) -> bool:
-    "Whether a folder of this name was left by a process of this machine that no longer runs."
-    found = _SCRATCH.fullmatch(name)
-    if not found or found["host"] != _host() or os.name == "nt":
-        return False  # on Windows asking for a process by os.kill would end it
-    try:
-        os.kill(int(found["pid"]), 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        pass  # it lives, and belongs to somebody else
-    return False
+def _fits(value: Any, shape: Any) -> bool:
+    "Whether a value that was read from JSON has a shape; a tuple is a choice of shapes."
+    if isinstance(shape, dict) and isinstance(value, dict):
+        if isinstance(pattern := next(iter(shape)), re.Pattern):
+            return all(_fits(name, pattern) and _fits(each, shape[pattern]) for name, each in value.items())
+        return value.keys() == shape.keys() and all(_fits(value[name], shape[name]) for name in shape)
+    if isinstance(shape, tuple):
+        return any(_fits(value, each) for each in shape)
+    if isinstance(shape, re.Pattern):
+        return isinstance(value, str) and len(value) <= 140 and shape.fullmatch(value) is not None
+    if isinstance(shape, range):
+        return type(value) is int and value in shape  # True is no number
+    return value is shape or (isinstance(shape, type) and isinstance(value, shape))
 
 # %% ../nbs/01_store.ipynb #1a226db1
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT)
+
+
+@contextmanager
+def _as_damage() -> Iterator[None]:
+    "Turns what reading a damaged file raises into `ValueError`."
+    try:
+        yield
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise
+        raise ValueError(str(error)) from error
+
+
+def _read(path: Path) -> bytes:
+    "The content of a small file, which is no link and no pipe."
+    about = os.lstat(path)
+    if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST:
+        raise ValueError(f"{path.name} is no file of at most {in_bytes(_LARGEST)}")
+    return path.read_bytes()
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _parse(text: bytes) -> Any:
+    "The value of a JSON text. Raises `ValueError` or `RecursionError`."
+    return json.loads(text.decode(), object_pairs_hook=_once)
+
+# %% ../nbs/01_store.ipynb #d80a09e7
+def _sum(manifest: dict[str, Any]) -> str:
+    "The checksum of a manifest, without the field that holds it. Raises `ValueError` for NaN and infinity."
+    rest = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _new_manifest(key: str, meta: dict[str, Any] | None) -> dict[str, Any]:
+    """The manifest of an entry without its files. Raises `TypeError` or `ValueError` when `meta` is not JSON: now, not
+    after the work."""
+    manifest = {"store": "tokenflow_nb", "format": FORMAT, "key": key, "created": int(time.time()), "meta": meta or {}}
+    return json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read: lists for tuples
+
+
+@_as_damage()
 def _read_manifest(path: Path) -> dict[str, Any]:
-    "The manifest of an entry's folder. Raises `ValueError` when it is not one."
-    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict) or manifest.get("store") != "tokenflow_nb" or "files" not in manifest:
-        raise ValueError("manifest.json is not the manifest of a tokenflow_nb entry")
+    "The manifest in an entry's folder. Raises `ValueError` unless it is whole, and of the entry of this name."
+    manifest = _parse(_read(path / _MANIFEST))
+    if isinstance(manifest, dict) and (found := manifest.get("format", FORMAT)) != FORMAT:
+        raise ValueError(f"it has format {found!r:.20}, this version of tokenflow_nb reads {FORMAT}")
+    if not _fits(manifest, _SHAPE):
+        raise ValueError(f"{_MANIFEST} is not the manifest of a tokenflow_nb entry")
+    if manifest["checksum"] != _sum(manifest):
+        raise ValueError(f"{_MANIFEST} has another checksum")
+    if manifest["key"] != path.name:
+        raise ValueError(f"it is the entry {manifest['key']}, under another name")
     return manifest
 
-
-FORMAT = 1  # of entries and drafts; another one is never read
-
-
-def _check_format(manifest: dict[str, Any]) -> None:
-    "Raises `ValueError` for an entry that another version of this program laid out in another way."
-    if (found := manifest.get("format", 1)) != FORMAT:
-        raise ValueError(f"it has format {found}, this version of tokenflow_nb reads {FORMAT}")
-
-
-def _verify(path: Path, manifest: dict[str, Any], checksums: bool = True) -> None:
-    "Raises `ValueError` when a file of an entry is not what its manifest says."
-    for name, file in manifest["files"].items():
-        if not (path / name).is_file() or (path / name).stat().st_size != file["bytes"]:
+# %% ../nbs/01_store.ipynb #64b01ced
+@_as_damage()
+def _verify(path: Path, files: dict[str, dict[str, Any]], checksums: bool = True) -> None:
+    "Raises `ValueError` when a file is not what was noted of it."
+    for name, file in files.items():
+        about = os.lstat(path / name) if os.path.lexists(path / name) else None
+        if about is None or not stat.S_ISREG(about.st_mode) or about.st_size != file["bytes"]:
             raise ValueError(f"{name} is missing or has another size")
         if checksums and _checksum(path / name) != file["sha256"]:
             raise ValueError(f"{name} has another checksum")
 
-# %% ../nbs/01_store.ipynb #d80a09e7
-_JOURNAL = "journal.jsonl"
+
+@_as_damage()
+def _whole(path: Path, checksums: bool = True) -> Entry:
+    "The entry in a folder. Raises `ValueError` when it is damaged."
+    entry = Entry(path, _read_manifest(path))
+    _verify(path, entry.manifest["files"], checksums)
+    known = {*entry.manifest["files"], _MANIFEST, _JOURNAL}
+    if more := {name for name in os.listdir(path) if not name.startswith(".")} - known:
+        raise ValueError(f"{min(more)!r} does not belong to it")
+    return entry
+
+# %% ../nbs/01_store.ipynb #c5ad11b9
+def _is_link(path: Path) -> bool:
+    return os.path.islink(path) or getattr(os.path, "isjunction", os.path.islink)(path)  # of Windows, since Python 3.12
 
 
-def _resume(folder: Path) -> dict[str, dict[str, Any]]:
-    "The whole parts in the folder of a draft, as its journal names them; all other files are removed. Makes the folder if there is none."
-    notes, journal = {}, folder / _JOURNAL
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
+def _refuse_link(path: Path) -> None:
+    "Raises `StoreError` for a link."
+    if _is_link(path):
+        remedy = f"Remove the link, not what it points to: os.unlink({str(path)!r})"
+        raise StoreError(f"{path} is a link, and nothing in the cache is used through links. {remedy}")
+
+
+def _remove(path: Path) -> None:
+    "Removes a folder or a file as far as the system permits; links in it are removed, not followed."
+    with suppress(OSError):
+        if _is_link(path) or not os.path.isdir(path):
+            path.unlink()
+        else:
+            os.chmod(path, 0o700)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _settle(path: Path, folder: bool) -> None:
+    "Makes a folder, or room for a file. What is there of the other kind is damage."
+    _refuse_link(path)
+    if os.path.lexists(path) and os.path.isdir(path) != folder:
+        found = "a file" if folder else "a folder"
+        warnings.warn(f"{path} is damaged ({found} in its place); it is removed", stacklevel=2)
+        _remove(path)
+    if folder:
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def _stats(path: Path) -> Iterator[os.stat_result]:
+    "What the system says of a path and of everything below it; no link is followed."
+    folders = () if _is_link(path) else os.walk(path)
+    for each in chain([path], (os.path.join(folder, name) for folder, *names in folders for name in chain(*names))):
+        with suppress(OSError):  # gone meanwhile
+            yield os.lstat(each)
+
+
+def _changed(path: Path) -> float:
+    "When anything of it changed last."
+    return max((about.st_mtime for about in _stats(path)), default=0.0)
+
+
+def _size(path: Path) -> int:
+    return sum(about.st_size for about in _stats(path) if stat.S_ISREG(about.st_mode))
+
+# %% ../nbs/01_store.ipynb #f0a3ea39
+_OURS: dict[str, object] = {}  # the locks that this process holds, each with its holder
+_LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # what file systems without locks say
+
+
+@contextmanager
+def _locked(root: Path, path: Path, wait: bool = True) -> Iterator[bool]:
+    """Holds a lock. False, without it, when this process holds it already; or, without `wait`, when another one does, or
+    the file system has no locks."""
+    name, holder = os.path.realpath(path), object()
+    if _OURS.setdefault(name, holder) is not holder:  # looks and takes in one step: threads may ask at once
+        yield False
+        return
+    lock = FileLock(path, thread_local=False)  # a paused draft may end in another thread
+    try:
+        with _explained(root):
+            _settle(path.parent, folder=True)
+            _settle(path, folder=False)
+            held = _acquire(lock, wait)
+        yield held
+    finally:
+        lock.release()
+        del _OURS[name]
+
+
+def _acquire(lock: FileLock, wait: bool) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if wait:
+            warnings.warn(f"another process is making {Path(lock.lock_file).stem}: waiting for it to end", stacklevel=7)
+            lock.acquire()
+        return wait
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _LOCKLESS:
+            raise
+        return wait  # two processes may do the same work, and the first to end is believed; nothing is removed
+    return True
+
+# %% ../nbs/01_store.ipynb #a6f40a71
+_DAY = 24 * 3600.0  # seconds
+_SCRATCH = re.compile(r"\.writing-(?P<machine>[A-Za-z0-9_]*)(?P<older>-\d+)?-[0-9a-f]{8}")
+
+
+def _machine() -> str:
+    "Eight characters for the machine, the same in all of its containers."
+    with suppress(OSError):
+        return digest(Path("/proc/sys/kernel/random/boot_id").read_text())[:8]
+    return digest(platform.node())[:8]
+
+
+@contextmanager
+def _scratch(root: Path) -> Iterator[Path]:
+    "An empty folder on the cache's disk, in another that holds its lock."
+    outer = root / f".writing-{_machine()}-{uuid.uuid4().hex[:8]}"
+    work = outer / "work"
+    try:
+        with _explained(root):
+            outer.mkdir(parents=True)
+        with _locked(root, outer / "lock"):
+            with _explained(root):
+                work.mkdir()  # after the lock: see `_clean`
+            try:
+                yield work
+            finally:
+                _remove(work)
+    finally:
+        _remove(outer)
+
+
+def _scratches(root: Path) -> list[Path]:
+    found = [path for path in _children(root) if _SCRATCH.fullmatch(path.name)]
+    return [path for path in found if os.path.isdir(path) and not _is_link(path)]
+
+
+def _clean(root: Path) -> None:
+    "Removes what processes left that died while writing."
+    for path in _scratches(root):
+        name = _SCRATCH.fullmatch(path.name)
+        fresh = name["machine"] != _machine() or name["older"] or not os.path.isdir(path / "work")
+        if fresh and time.time() - _changed(path) < _DAY:
+            continue
+        with suppress(OSError), _locked(root, path / "lock", wait=False) as free:
+            if free:
+                _remove(path)
+
+
+def _children(root: Path) -> list[Path]:
+    with _explained(root):
+        return [root / name for name in sorted(os.listdir(root))] if os.path.isdir(root) else []
+
+# %% ../nbs/01_store.ipynb #1409c4f9
+def _resume(folder: Path, key: str) -> dict[str, dict[str, Any]]:
+    """The whole parts in the folder of a draft, as its journal names them; all other files are removed. Makes the folder
+    if there is none."""
+    _settle(folder, folder=True)
+    header, files, faults = {"format": FORMAT, "key": key}, {}, []
+    try:
+        notes = _notes(folder / _JOURNAL, header)
+    except ValueError as error:
+        notes, faults = {}, [error]
+    for name, file in notes.items():
         try:
-            notes |= json.loads(line)
-        except ValueError:
-            break  # torn by the interruption
-    whole = notes.pop("format", None) == FORMAT
-    files = {name: file for name, file in notes.items() if whole and file and _is_whole(folder, name, file)}
-    folder.mkdir(parents=True, exist_ok=True)
+            _verify(folder, {name: file})
+            files[name] = file
+        except ValueError as error:
+            faults.append(error)
+    if faults:
+        message = f"the draft of {key} is damaged or out of date ({faults[0]}); what is not whole will be recomputed"
+        warnings.warn(message, stacklevel=7)
     for path in folder.iterdir():
         if path.name not in files:
-            path.unlink()
+            _remove(path)  # a link itself, nothing behind it
     fresh = folder / f"{_JOURNAL}.new"
-    fresh.write_text("".join(json.dumps(note) + "\n" for note in ({"format": FORMAT}, files)), encoding="utf-8")
+    fresh.write_text("".join(json.dumps(note) + "\n" for note in (header, files)), encoding="utf-8")
     _sync(fresh)
-    os.replace(fresh, journal)
+    os.replace(fresh, folder / _JOURNAL)
     return files
 
 
-def _is_whole(folder: Path, name: str, file: dict[str, Any]) -> bool:
-    try:
-        _verify(folder, {"files": {name: file}})
-    except ValueError:
-        return False
-    return True
+@_as_damage()
+def _notes(journal: Path, header: dict[str, Any]) -> dict[str, Any]:
+    "The parts that a journal names, but for a last line that was torn: it has no end. Raises `ValueError` for damage."
+    lines = _read(journal).split(b"\n")[:-1] if os.path.lexists(journal) else []
+    first, *notes = [_parse(line) for line in lines] or [header]
+    if first != header or not all(_fits(note, _NOTE) for note in notes):
+        raise ValueError("its journal is none of ours, of this version and entry")
+    return {name: file for name, file in dict(chain.from_iterable(note.items() for note in notes)).items() if file}
 
-# %% ../nbs/01_store.ipynb #64b01ced
+# %% ../nbs/01_store.ipynb #f8a38de6
 class Draft(Writer):
     "A `Writer` whose parts outlive an interruption. Made by `Store.drafting`."
 
-    def __init__(self, root: Path, folder: Path, finished: bool = False):
+    def __init__(self, root: Path, folder: Path, key: str, finished: bool = False):
         super().__init__(root, folder)
         self.finished = finished  # the entry is there already: nothing is to be put
         if not finished:
             with _explained(root):
-                self.files = _resume(folder)
+                self.files = _resume(folder, key)
 
     def __contains__(self, name: str) -> bool:
         "Whether the part `name` is there."
@@ -382,37 +602,6 @@ class Draft(Writer):
             journal.flush()
             os.fsync(journal.fileno())
 
-# %% ../nbs/01_store.ipynb #c5ad11b9
-_OURS: set[Path] = set()  # the locks that this process holds
-
-
-@contextmanager
-def _alone(root: Path, key: str) -> Iterator[bool]:
-    "Holds the lock of an entry, for which it may wait. False, without the lock, when this process holds it already."
-    path = root / ".locks" / f"{key}.lock"
-    if path in _OURS:
-        yield False
-        return
-    lock = FileLock(path, thread_local=False)  # a paused draft may end in another thread
-    with _explained(root):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _acquire(lock, key)
-    _OURS.add(path)
-    try:
-        yield True
-    finally:
-        _OURS.discard(path)
-        lock.release()
-
-
-def _acquire(lock: FileLock, key: str) -> None:
-    with suppress(NotImplementedError):  # filelock's word for a file system without locks: two processes may do the same work, and the first to end is believed
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            warnings.warn(f"another process is making {key}: waiting for it to end", stacklevel=6)
-            lock.acquire()
-
 # %% ../nbs/01_store.ipynb #7f016127
 class Store:
     "A folder of entries, each named by what it was made from: `kind-digest`."
@@ -425,15 +614,10 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        "An empty folder on the cache's disk, gone when the block ends; if the process is killed, when the next one writes."
-        with _explained(self.root):
-            _clean(self.root)
-            folder = self.root / _scratch_name()
-            folder.mkdir(parents=True)
-        try:
+        "An empty folder on the cache's disk, gone when the block ends; after a kill, when the next process writes."
+        _clean(self.root)
+        with _scratch(self.root) as folder:
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def writing(self, key: str, meta: dict[str, Any] | None = None) -> Iterator[Writer]:
@@ -444,53 +628,77 @@ class Store:
             writer = Writer(self.root, folder)
             yield writer
             with _explained(self.root):
-                _publish(folder, manifest | {"files": writer.files}, self.root / key)
+                _publish(self.root, writer, manifest)
 
     @contextmanager
     def drafting(self, key: str, meta: dict[str, Any] | None = None) -> Iterator["Draft"]:
-        """A `Draft` of an entry, which appears when the block ends. What an interrupted block had put there is found by the next.
-        While another process drafts the same entry, this one waits; `finished` then says that nothing is left to do."""
-        _check_name("key", key)
-        manifest = _new_manifest(key, meta)
-        with _alone(self.root, key) as alone:  # else this process drafts it already, paused perhaps: it would wait for itself
-            folder = self.root / (f".draft-{key}" if alone else _scratch_name())
-            draft = Draft(self.root, folder, finished=alone and self.get(key) is not None)
+        """A `Draft` of an entry, which appears when the block ends. What an interrupted block had put there is found by
+        the next. While another process drafts the same entry, this one waits; `finished` then says that nothing is left
+        to do."""
+        manifest, folder, finished = _new_manifest(key, meta), self.root / f".draft-{key}", self.get(key) is not None
+        with ExitStack() as stack:
+            if not finished:  # else nothing is written: the cache may be one that can only be read
+                if stack.enter_context(_locked(self.root, self.root / ".locks" / f"{key}.lock")):
+                    finished = self.get(key) is not None  # made while this one waited
+                else:  # this process drafts it already, paused perhaps: it would wait for itself
+                    folder = stack.enter_context(self.scratch())
+            draft = Draft(self.root, folder, key, finished)
             try:
                 yield draft
-                if not draft.finished:
+                if not finished:
                     with _explained(self.root):
-                        (folder / _JOURNAL).unlink()
-                        _publish(folder, manifest | {"files": draft.files}, self.root / key)
+                        _publish(self.root, draft, manifest)
             finally:
-                if not alone or not draft.files or (self.root / key).is_dir():  # nothing to go on with, or somebody else was first
-                    shutil.rmtree(folder, ignore_errors=True)
+                if not finished and (not draft.files or (self.root / key).is_dir()):
+                    _remove(folder)  # nothing to go on with, or another was first
 
-    def drafts(self) -> dict[str, int]:
-        "Keys and bytes of the entries that were begun and not finished, the oldest first."
-        found = sorted(self.root.glob(".draft-*"), key=lambda path: path.stat().st_mtime) if self.root.is_dir() else []
-        return {path.name.removeprefix(".draft-"): sum(file.stat().st_size for file in path.iterdir()) for path in found}
+    def keep(
+        self,
+        name: str,  # as a browser gives it
+        content: bytes,
+    ) -> Path:
+        "The file that holds an upload. It is in an entry, so that it is listed, pruned and cleared as all others."
+        stem, suffix = os.path.splitext(re.split(r"[\\/]", name)[-1])
+        stem, suffix = re.sub(r"[^A-Za-z0-9_]+", "-", stem)[:80].strip("-"), re.sub(r"[^a-z0-9]", "", suffix.lower())
+        file, key = f"{stem or 'video'}.{suffix[:11] or 'bin'}", f"upload-{digest(name, content)}"
+        if self.get(key) is None:
+            with self.writing(key, dict(kind="upload", name=name)) as writer:
+                writer.put_file(file, content)
+        return self.root / key / file
 
     def get(
         self,
         key: str,  # the name it was written under
         verify: bool = True,  # compare checksums, not sizes alone
     ) -> Entry | None:
-        "The entry, or None if there is none. A damaged one is removed with a warning, and counts as none."
+        """The entry, or None if there is none. A damaged one is removed with a warning, and counts as none.
+        Raises `StoreError` for a link, and for damage that cannot be removed."""
         _check_name("key", key)
-        return _open(self.root / key, verify)
+        return _open(self.root, key, verify)
 
     def entries(self) -> list[Entry]:
         "All entries, the one used last first."
-        return [Entry(path, manifest) for _, path, manifest in sorted(_found(self.root), key=lambda each: -each[0])]
+        return [entry for _, _, entry in sorted(_found(self.root), reverse=True) if entry]
+
+    def drafts(self) -> dict[str, int]:
+        "Keys and bytes of the entries that were begun and not finished, the oldest first."
+        found = [path for path in _children(self.root) if _DRAFT.fullmatch(path.name) and not _is_link(path)]
+        return {path.name.removeprefix(".draft-"): _size(path) for path in sorted(found, key=_changed)}
+
+    def others(self) -> list[tuple[str, str, int]]:
+        "Name, state and bytes of all that is no finished entry: drafts, damage, and what is being written or was left."
+        rows = [(key, "unfinished, goes on when it is asked for again", size) for key, size in self.drafts().items()]
+        found = [(path, "damaged or out of date") for _, path, entry in _found(self.root) if entry is None]
+        found += [(path, "being written, or left by a process that was killed") for path in _scratches(self.root)]
+        return rows + [(path.name, state, _size(path)) for path, state in found]
 
     def remove(self, key: str) -> bool:
-        "Removes an entry, or what there is of it, at once and whole. Returns whether there was one."
+        "Removes an entry and its draft, unless somebody is at work on that. Returns whether there was anything."
         _check_name("key", key)
-        with _explained(self.root):
-            return any([_discard(self.root / key), _discard(self.root / f".draft-{key}")])
+        return any([_discard(self.root, self.root / key), _drop_draft(self.root, key)])
 
     def prune(self, max_bytes: int) -> list[str]:
-        "Removes the entries that were not used for longest until the rest fits. Returns their keys."
+        "Removes damaged entries, then those not used for longest, until the rest fits. Returns their keys."
         return _prune(self, max_bytes)
 
     def clear(self) -> list[str]:
@@ -498,114 +706,123 @@ class Store:
         return self.prune(0)
 
     def __repr__(self) -> str:
-        sizes = [entry.nbytes for entry in self.entries()]
-        return f"Store({self.root} · {len(sizes)} entr{'y' if len(sizes) == 1 else 'ies'} · {in_bytes(sum(sizes))})"
+        sizes, more = [entry.nbytes for entry in self.entries()], sum(size for _, _, size in self.others())
+        count = f"{len(sizes)} entr{'y' if len(sizes) == 1 else 'ies'} · {in_bytes(sum(sizes))}"
+        return f"Store({self.root} · {count}{f' · {in_bytes(more)} unfinished or left behind' if more else ''})"
 
     def _repr_html_(self) -> str:
         return _table(self)
 
 # %% ../nbs/01_store.ipynb #5f4651e2
-def _new_manifest(key: str, meta: dict[str, Any] | None) -> dict[str, Any]:
-    "The manifest of an entry without its files. Raises `TypeError` now rather than after the work when `meta` is not JSON."
-    manifest = {"store": "tokenflow_nb", "format": FORMAT, "key": key, "created": time.time(), "meta": meta or {}}
-    json.dumps(manifest)
-    return manifest
-
-
-def _publish(folder: Path, manifest: dict[str, Any], final: Path) -> None:
-    "Completes a scratch folder and gives it its name. If the name is taken by a complete entry, that one stays."
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")
+def _publish(root: Path, writer: Writer, manifest: dict[str, Any]) -> None:
+    "Completes the folder of a writer and gives it its name. If the name is taken by a complete entry, that one stays."
+    final, manifest = root / manifest["key"], manifest | {"files": writer.files}
+    path = writer.folder / _MANIFEST
+    path.write_text(json.dumps(manifest | {"checksum": _sum(manifest)}, indent=1), encoding="utf-8")
     _sync(path)
-    _sync(folder)
+    _sync(writer.folder)
     try:
-        os.rename(folder, final)
+        os.rename(writer.folder, final)
     except OSError:
-        if not (final / "manifest.json").is_file():
-            raise
-    _sync(final.parent)
-
-
-def _clean(root: Path) -> None:
-    "Removes what processes left that died while writing."
-    if root.is_dir():
-        for path in root.glob(".writing-*"):
-            if _is_abandoned(path.name):
-                shutil.rmtree(path, ignore_errors=True)
+        with suppress(ValueError):
+            _whole(final, checksums=False)
+            return  # somebody else was first
+        _discard(root, final)
+        os.rename(writer.folder, final)
+    (final / _JOURNAL).unlink(missing_ok=True)
+    _sync(root)
 
 # %% ../nbs/01_store.ipynb #95402358
-def _discard(path: Path) -> bool:
-    "Removes an entry's folder. Returns whether it was there."
-    away = path.parent / _scratch_name()
-    try:
-        os.rename(path, away)
-    except FileNotFoundError:
+def _discard(root: Path, path: Path) -> bool:
+    "Removes what is there of an entry or a draft. Returns whether it was there."
+    _refuse_link(path)
+    if not os.path.lexists(path):
         return False
-    shutil.rmtree(away, ignore_errors=True)
-    return True
+    with _scratch(root) as folder, _explained(root), suppress(FileNotFoundError):
+        os.rename(path, folder / "removed")
+        _remove(folder / "removed")
+        return True
+    return False
 
 
-def _open(path: Path, checksums: bool) -> Entry | None:
-    "The entry in a folder; None if there is no such folder, or it is damaged, in which case it is removed."
-    if not path.is_dir():
+def _drop_draft(root: Path, key: str) -> bool:
+    "Removes a draft that nobody is at work on. Returns whether there was one."
+    if not os.path.lexists(folder := root / f".draft-{key}"):
+        return False
+    with _locked(root, root / ".locks" / f"{key}.lock", wait=False) as free:
+        return free and _discard(root, folder)
+
+
+def _open(root: Path, key: str, checksums: bool) -> Entry | None:
+    "The entry of a key; None if there is none, or it is damaged, in which case it is removed."
+    _refuse_link(path := root / key)
+    if not os.path.lexists(path):
         return None
     try:
-        entry = Entry(path, _read_manifest(path))
-        _check_format(entry.manifest)
-        _verify(path, entry.manifest, checksums)
-    except (ValueError, FileNotFoundError) as error:
-        message = f"the cache entry {path.name} is damaged or out of date ({error}); it is removed and will be recomputed"
-        warnings.warn(message, UserWarning, stacklevel=3)
-        with _explained(path.parent):
-            _discard(path)
+        entry = _whole(path, checksums)
+    except ValueError as error:
+        if os.path.lexists(path):  # else another process removed it while it was read
+            message = f"the cache entry {key} is damaged or out of date ({error}); it is removed and will be recomputed"
+            warnings.warn(message, UserWarning, stacklevel=3)
+            _discard(root, path)
         return None
     with suppress(OSError):  # a cache that is shared read-only still serves
         now = time.time_ns()  # finer than the clock that os.utime takes by itself
-        os.utime(path / "manifest.json", ns=(now, now))
+        os.utime(path / _MANIFEST, ns=(now, now))
     return entry
 
-# %% ../nbs/01_store.ipynb #d085a791
-def _found(root: Path) -> Iterator[tuple[int, Path, dict[str, Any]]]:
-    "Last use in nanoseconds, folder and manifest of each entry."
-    for path in root.iterdir() if root.is_dir() else ():
-        if not path.name.startswith("."):
-            with suppress(OSError, ValueError):  # not an entry, or just removed by another process
-                yield (path / "manifest.json").stat().st_mtime_ns, path, _read_manifest(path)
+# %% ../nbs/01_store.ipynb #c57b835c
+def _found(root: Path) -> Iterator[tuple[int, Path, Entry | None]]:
+    "Last use in nanoseconds, folder and entry of each; no entry where it is damaged."
+    for path in _children(root):
+        if _fits(path.name, _NAME) and not _is_link(path):
+            try:
+                with _as_damage():
+                    found = (path / _MANIFEST).stat().st_mtime_ns, path, Entry(path, _read_manifest(path))
+            except ValueError:
+                found = (0, path, None) if _is_ours(path) else None
+            if found:
+                yield found
+
+
+def _is_ours(path: Path) -> bool:
+    "Whether something that is no entry has been one."
+    if re.search(r"-[0-9a-f]{32}\Z", path.name):
+        return os.path.lexists(path)  # else just removed by another process
+    with suppress(OSError, ValueError):
+        return all(f'"{word}"'.encode() in _read(path / _MANIFEST) for word in ("tokenflow_nb", path.name))
+    return False
 
 
 def _prune(store: Store, max_bytes: int) -> list[str]:
     if max_bytes < 0:
         raise ValueError(f"max_bytes={max_bytes}: give the number of bytes that may stay, 0 or more")
-    entries, removed = store.entries(), []
-    total = sum(entry.nbytes for entry in entries)
-    while entries and (total > max_bytes or max_bytes == 0):
-        entry = entries.pop()
-        total -= entry.nbytes
-        if store.remove(entry.key):
-            removed.append(entry.key)
-    return removed + (_drop_drafts(store) if max_bytes == 0 else [])
-
-
-def _drop_drafts(store: Store) -> list[str]:
-    "Removes the drafts that nobody is at work on. Returns their keys."
-    removed = []
-    for key in store.drafts():
-        lock = FileLock(store.root / ".locks" / f"{key}.lock", thread_local=False)
-        with suppress(Timeout, NotImplementedError), lock.acquire(timeout=0):  # where nobody can lock, nobody can tell: all stay
-            shutil.rmtree(store.root / f".draft-{key}", ignore_errors=True)
-            removed.append(key)
+    _clean(store.root)
+    found = sorted(_found(store.root), key=lambda each: each[:2])  # damage first
+    sizes = {path.name: entry.nbytes if entry else _size(path) for _, path, entry in found}
+    total, removed, failed = sum(sizes.values()), [], None
+    for key, size in (sizes | (dict.fromkeys(store.drafts(), 0) if max_bytes == 0 else {})).items():
+        if total <= max_bytes and max_bytes:
+            break
+        try:
+            removed += [key] if store.remove(key) else []
+            total -= size
+        except StoreError as error:  # one that cannot be removed does not keep the others
+            failed = error
+    if failed:
+        warnings.warn(str(failed), stacklevel=3)
     return removed
 
 # %% ../nbs/01_store.ipynb #aec332ff
 def _table(store: Store) -> str:
     "What a store holds, as a table in HTML."
-    rows = ["<tr><th>key</th><th>size</th><th>made from</th><th>made at</th></tr>"]
+    rows = [("key", "size", "made from", "made at")]
     for entry in store.entries():
-        made_from = json.dumps(entry.meta, ensure_ascii=False)[:80]
         made_at = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.manifest["created"]))
-        cells = (entry.key, in_bytes(entry.nbytes), made_from, made_at)
-        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    for key, count in store.drafts().items():
-        cells = (key, in_bytes(count), "unfinished: it goes on when it is asked for again", "")
-        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    return f"<table>{''.join(rows)}</table>"
+        made_from = json.dumps(entry.meta, ensure_ascii=False)[:80].encode(errors="replace").decode()
+        rows.append((entry.key, in_bytes(entry.nbytes), made_from, made_at))
+    rows += [(name, in_bytes(size), state, "") for name, state, size in store.others()]
+    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>".replace("td>", "th>", 8)
+
+

@@ -28,7 +28,7 @@ from .base import Busy, Code, Note, Panel, Player, Progress, Strip, Worker, enco
 from ..planner import forecast
 from ..probe import known_probe, learn
 from ..source import SourceRecord
-from ..store import Store, cache_home, digest
+from ..store import Store
 from ..toy.world import Scene
 from ..work import count_work
 
@@ -86,11 +86,7 @@ def keep_upload(
     content: bytes,
 ) -> Path:
     "The file in the cache that holds an upload."
-    plain = Path(name.replace("\\", "/")).name.strip(".") or "video"  # "..", too, is a name
-    path = cache_home() / "uploads" / digest(content) / plain
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
+    return Store().keep(name, content)
 
 # %% ../../nbs/panels/03_edit.ipynb #3e38d845
 def edit_code(
