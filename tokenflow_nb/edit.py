@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_SECONDS', 'EditConfig', 'EditError', 'Edit', 'invert_for', 'run_kept', 'record_for', 'recording_for',
-           'EditResult', 'edit_video', 'default_size']
+           'EditResult', 'known_device', 'checked_store', 'checked_options', 'file_of', 'edit_video', 'default_size']
 
 # %% ../nbs/09_edit.ipynb #69418a69
-import difflib
 import json
 import os
 import platform
+import re
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -26,11 +28,13 @@ import torch
 from tqdm.auto import tqdm
 
 from . import __version__
-from .clip import Clip, as_clip, fit_clip, gather_frames, let_go, restore_clip, side_by_side, write_clip
+from .arguments import choice, fraction, frame_size, number, refuse, shown, switch, text, whole
+from .clip import Clip, ClipError, as_clip, fit_clip, gather_frames, let_go, restore_clip, side_by_side, write_clip
 from .denoiser import WITHOUT_PROPAGATION, Conditioning, Denoiser
-from .guidance import Editor, check_fraction, make_editor, remeasured_start
-from .inversion import Trajectory, check_finite, find_correction, invert
-from .keyframes import intervals, joint_groups, keyframe_table
+from .files import film_and_record, replaced, writable_file, writable_target, write_json
+from .guidance import EDITORS, Editor, make_editor, remeasured_start
+from .inversion import CORRECTIONS, Trajectory, check_finite, inversion_grid, invert
+from .keyframes import SEEDS, intervals, joint_groups, keyframe_table
 from .memory import PeakMemory, room_for, trim_memory
 from .model import Blocks, Model, ddim_move, load_model, predicted_clean
 from .planner import Forecast, finite, plan
@@ -67,28 +71,14 @@ class EditConfig:
     source_branch: str = "recorded"  # of the frame pass: recorded once and read by every edit of the clip, or live; no number differs beyond rounding
 
     def __post_init__(self):
-        if not isinstance(self.prompt, str) or not self.prompt.strip():
-            raise ValueError(f"prompt={self.prompt!r} is empty: say what the edited clip shows, 'a gold star on grass' for instance")
-        if self.rule not in (*RULES, *WITHOUT_PROPAGATION):
-            raise ValueError(_unknown("rule", self.rule, [*RULES, *WITHOUT_PROPAGATION]))
-        steps = self.num_inference_steps
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 2:
-            raise ValueError(f"num_inference_steps={steps!r}: give a whole number of steps, at least 2")
-        scale = self.guidance_scale
-        if scale is not None and (not isinstance(scale, (int, float)) or isinstance(scale, bool) or not 0 <= scale <= 100):
-            raise ValueError(f"guidance_scale={scale!r}: give a number from 0 to 100; 1 is no guidance")
-        check_fraction("guidance_stop", self.guidance_stop)
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise ValueError(f"seed={self.seed!r}: give a whole number")
-        interval = self.keyframe_interval  # that it is no longer than the clip is checked when there is a clip
-        if interval is not None and (not isinstance(interval, int) or isinstance(interval, bool) or interval < 1):
-            raise ValueError(f"keyframe_interval={interval!r}: give a whole number of frames, at least 1")
-        if self.source_branch not in _SOURCE_BRANCH:
-            raise ValueError(_unknown("source_branch", self.source_branch, _SOURCE_BRANCH))
-        find_correction(self.correction)
-        joint_groups(1, self.max_joint_keyframes)
-        Blocks(self.block_size)
-        self.editor  # checks method and thresholds
+        for each in fields(self):  # a field without a check is a KeyError at once
+            object.__setattr__(self, each.name, _CHECKS[each.name](each.name, getattr(self, each.name)))
+        steps, finer = self.num_inference_steps, self.inversion_steps
+        if finer is not None and finer < steps:
+            refuse("inversion_steps", finer, f"the inversion visits all {steps} steps of the edit: give at least num_inference_steps, or None")
+        self.editor.first_step(steps)  # that there is one
+        for name in ("prompt", "source_prompt", "negative_prompt"):
+            _warn_of_weights(name, getattr(self, name))
 
     @property
     def editor(self) -> Editor:
@@ -112,9 +102,37 @@ class EditConfig:
         return cls(prompt, **theirs | dict(correction="none", max_joint_keyframes=None, source_branch="live") | changes)
 
 
-def _unknown(what: str, value, valid) -> str:
-    near = difflib.get_close_matches(str(value), valid, n=1)
-    return f"{what}={value!r} is unknown: {f'did you mean {near[0]!r}? ' if near else ''}Valid: {', '.join(valid)}"
+_CHECKS: dict[str, Callable] = dict(  # by field: gets its name and value, and returns the value as Python's own
+    prompt=partial(text, needed="say what the edited clip shows, 'a gold star on grass' for instance"),
+    source_prompt=text,
+    negative_prompt=text,
+    method=partial(choice, valid=EDITORS),
+    num_inference_steps=partial(whole, least=2, of="steps"),
+    guidance_scale=partial(number, least=0, most=100, none="the model's own", note="1 is no guidance"),
+    guidance_stop=fraction,
+    keyframe_interval=partial(whole, least=1, of="frames", none="8, or the length of a shorter clip"),  # with a clip, that it is no longer
+    rule=partial(choice, valid=(*RULES, *WITHOUT_PROPAGATION)),
+    seed=partial(whole, least=SEEDS[0], most=SEEDS[1]),
+    pnp_f_t=fraction,
+    pnp_attn_t=fraction,
+    strength=fraction,
+    inversion_steps=partial(whole, least=2, of="steps", none="as many as num_inference_steps"),
+    correction=partial(choice, valid=CORRECTIONS),
+    remeasure=switch,
+    block_size=partial(whole, least=1, of="frames"),
+    max_joint_keyframes=partial(whole, least=2, of="keyframes", none="all together"),
+    source_branch=partial(choice, valid=_SOURCE_BRANCH),
+)
+
+_WEIGHT = re.compile(r"\([^()]*[^()\d\s]\s*:\s*-?(?:\d(?:\.\d+)?|\.\d+)\s*\)|\([^()]+\)\d*\.\d+|\(\([^()]+\)\)")
+
+
+def _warn_of_weights(name: str, prompt: str):
+    "Warns of weights as other programs read them, `(word:1.3)`: here they are words like all others."
+    if found := _WEIGHT.search(prompt):
+        message = f"{name}={shown(prompt)}: {found[0]} is read as plain words, for weights are not supported: leave the brackets and the number out"
+        warnings.warn(message, UserWarning, stacklevel=1)  # from this line, so that a prompt is warned of once and not for every copy of its settings
+
 
 # %% ../nbs/09_edit.ipynb #2ea8b0eb
 class EditError(RuntimeError):
@@ -252,6 +270,7 @@ class Edit:
 
         def work(rows: slice) -> np.ndarray:
             let_go(latents)
+            check_finite(latents[rows], f"step {self.index} of {len(self.timesteps)}", self.model)  # or they would become a black film
             return self.model.decode(latents[rows])
 
         blocks = self.denoiser.blocks.map(work, len(latents))
@@ -266,7 +285,8 @@ class Edit:
 
     def preview(self, frames: int = 4, progress: bool = False) -> Clip:
         "A few evenly spaced frames, edited jointly through all steps: what the clip will look like, in a fraction of the time."
-        positions = np.unique(np.linspace(0, len(self) - 1, min(frames, len(self))).round().astype(int)).tolist()
+        frames = min(whole("frames", frames, 1), len(self))
+        positions = np.unique(np.linspace(0, len(self) - 1, frames).round().astype(int)).tolist()
         config = replace(self.config, rule="joint", keyframe_interval=None)
         small = Edit(self.model, self.trajectory.excerpt(positions), config, self.clip, self.conditioning)
         return small.run(progress=progress).decode()
@@ -275,26 +295,26 @@ class Edit:
         "One safetensors file with latents, source clip and settings, written atomically. `Edit.load` goes on from it."
         if self.clip is None:
             raise EditError("an edit without its clip cannot be saved: give clip= to Edit")
-        return _save_edit(self, Path(path))
+        return _save_edit(self, writable_file("path", path))
 
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None, store: Store | None = None, progress: bool = False) -> "Edit":
         "An edit as it was saved; its trajectory comes from the store, or is computed again. Raises `EditError` for another model's edit."
-        state, latents, clip = _read_edit(Path(path))
-        model, config = model or load_model(state["model"]), EditConfig(**state["config"])
+        state, config, latents, clip = _read_edit(Path(path))
+        model = model or load_model(state["model"])
         if model.digest != state["digest"]:
             raise EditError(f"{path} was made with {state['model']!r} of digest {state['digest']}; this model's is {model.digest}")
         edit = cls(model, invert_for(model, clip, config, store, progress), config, clip)
+        if latents.shape != edit.latents.shape or state["index"] not in range(edit.first, len(edit.timesteps) + 1) or not torch.isfinite(latents).all():
+            raise EditError(f"path={str(path)!r} is damaged: its latents do not fit its settings; run the edit anew")
         edit.latents, edit.index = latents, state["index"]
         return edit
 
 
 def _known(options: dict, others: tuple[str, ...] = ()) -> dict:
     "The options themselves, if all are fields of `EditConfig`."
-    valid = [f.name for f in fields(EditConfig)]
     for name in options:
-        if name not in valid:
-            raise ValueError(_unknown("option", name, [*valid, *others]))
+        choice("option", name, [*_CHECKS, *others])
     return options
 
 
@@ -302,25 +322,22 @@ def _save_edit(edit: Edit, path: Path) -> Path:
     state = dict(index=edit.index, config=asdict(edit.config), model=edit.model.name, digest=edit.model.digest, version=__version__)
     state |= dict(fps=edit.clip.fps, source=edit.clip.source, start=edit.clip.start)
     tensors = dict(latents=edit.latents.contiguous(), frames=torch.from_numpy(edit.clip.frames.copy()))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        safetensors.torch.save_file(tensors, temporary, metadata=dict(state=json.dumps(state)))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path) as part:
+        safetensors.torch.save_file(tensors, part, metadata=dict(state=json.dumps(state)))
     return path
 
 
-def _read_edit(path: Path) -> tuple[dict, torch.Tensor, Clip]:
+def _read_edit(path: Path) -> tuple[dict, EditConfig, torch.Tensor, Clip]:
     if not path.is_file():
         raise EditError(f"path={str(path)!r}: no such file; give the file that Edit.save wrote")
-    with safetensors.safe_open(path, "pt") as file:
-        state = json.loads((file.metadata() or {}).get("state", "null"))
-        if state is None:
-            raise EditError(f"path={str(path)!r} holds no edit: give the file that Edit.save wrote")
-        latents, frames = file.get_tensor("latents"), file.get_tensor("frames").numpy()
-    return state, latents, Clip(frames, fps=state["fps"], source=state["source"], start=state["start"])
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            state = json.loads((file.metadata() or {})["state"])
+            latents, frames = file.get_tensor("latents"), file.get_tensor("frames").numpy()
+        whole("index", state["index"], 0), text("model", state["model"], needed="a name"), text("digest", state["digest"], needed="a digest")
+        return state, EditConfig(**state["config"]), latents, Clip(frames, fps=state["fps"], source=state["source"], start=state["start"])
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise EditError(f"path={str(path)!r} holds no edit ({shown(error)}): give the file that Edit.save wrote") from error
 
 
 def invert_for(model: Model, clip: Clip, config: EditConfig, store: Store | None, progress: bool) -> Trajectory:
@@ -442,35 +459,75 @@ class EditResult:
 
     def save(self, out: str | Path) -> Path:
         "Writes clip (with the source's sound, if it has any) and record: `edited.mp4` and `run.json` in a folder, or `x.mp4` and `x.json`."
-        out = _target(out)
-        clip, record = (out, out.with_suffix(".json")) if out.suffix else (out / "edited.mp4", out / "run.json")
-        write_clip(clip, self.edited, audio_from=self.source.source)
-        _write_json(record, self.record())
+        out = writable_target("out", out, self.source.source)
+        clip, record = film_and_record(out)
+        _write_film(clip, self.edited, self.source.source)
+        write_json(record, self.record(), indent=2, default=str)
         return out
 
 
-def _write_json(path: Path, value: dict):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
-    os.replace(temporary, path)
-
-
-def _target(out: str | Path | None) -> Path | None:
-    "Checks where the result shall go before any work: an .mp4 or .gif file, or a folder."
-    if out is None:
-        return None
-    out = Path(out).expanduser()
-    if out.suffix not in ("", ".mp4", ".gif"):
-        raise ValueError(f"out={str(out)!r}: give a file ending in .mp4 or .gif, or a folder")
-    if out.suffix == "" and out.is_file():
-        raise ValueError(f"out={str(out)!r} is a file: give a folder, or a name ending in .mp4")
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ValueError(f"out={str(out)!r}: {above} cannot be written into; choose another folder")
-    return out
+def _write_film(path: Path, clip: Clip, source: str | None):
+    "Writes the picture with the sound of its source. Where that cannot be had, a warning says why, and the picture is written without."
+    if source is not None and not os.path.isfile(source):
+        if not os.path.isdir(source):  # a folder of pictures has no sound
+            warnings.warn(f"{source} is gone: {path} is written without its sound", UserWarning, stacklevel=3)
+        source = None
+    try:
+        write_clip(path, clip, audio_from=source)
+    except ClipError as error:
+        if source is None:
+            raise
+        write_clip(path, clip)  # whatever is wrong with the picture is raised again
+        warnings.warn(f"{path} is written without the sound of {source}: {error}", UserWarning, stacklevel=3)
 
 
 _READ = ("start", "stop", "fps", "max_frames")
+
+
+def known_device(name: str, value: str | torch.device | None, here: bool = True) -> str | None:
+    "The name of a device, or None for the best one. Raises `ValueError` for what is none, or is not in this machine unless that does not matter."
+    if value is None:
+        return None
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError):
+        refuse(name, value, "give 'cpu', 'cuda', 'cuda:1' or 'mps', or None for the best there is")
+    gpus = torch.cuda.device_count()
+    there = device.type == "cpu" or device.type == "mps" and torch.backends.mps.is_available() or device.type == "cuda" and (device.index or 0) < gpus
+    if here and not there:
+        refuse(name, str(device), f"this machine has {gpus} CUDA devices and {'a' if torch.backends.mps.is_available() else 'no'} Metal device: give 'cpu'")
+    return str(device)
+
+
+def checked_store(name: str, value: Store | None) -> Store | None:
+    "A store, or None for the default cache. Raises `ValueError` for anything else."
+    if value is not None and not isinstance(value, Store):
+        refuse(name, value, "give a store, Store(folder) for instance, or None for the default cache")
+    return value
+
+
+_OPTION_CHECKS: dict[str, Callable] = dict(  # of an edit's options that are no settings; as `_CHECKS`
+    start=partial(number, least=0, of="seconds"),
+    stop=partial(number, above=0, of="seconds", none="the end"),
+    fps=partial(number, above=0, of="frames per second", none="the file's"),
+    max_frames=partial(whole, least=1, of="frames", none="all"),
+    size=partial(frame_size, none="the size of the model"),
+    restore_size=switch,
+    resume=switch,
+    progress=switch,
+    device=known_device,
+    store=checked_store,
+)
+
+
+def checked_options(**options) -> dict:
+    "Options of `edit_video` that are no settings, as Python's own. Raises `ValueError` naming the option, the value and the remedy."
+    return {name: _OPTION_CHECKS[name](name, value) for name, value in options.items()}
+
+
+def file_of(source: str | Path | Clip | np.ndarray) -> str | Path | None:
+    "The file of a source; None for frames."
+    return source.source if isinstance(source, Clip) else source if isinstance(source, str | os.PathLike) else None
 
 
 def edit_video(
@@ -494,20 +551,18 @@ def edit_video(
     device: str | None = None,
     **config,  # start, stop (seconds), fps, max_frames; and every other field of `EditConfig`
 ) -> EditResult:
-    "Edits a video by a sentence. Bad arguments raise `ValueError` before any long work."
-    reading = {name: config.pop(name) for name in _READ if name in config}
+    "Edits a video by a prompt. Bad arguments raise `ValueError` before any long work."
+    reading = checked_options(**{name: config.pop(name) for name in _READ if name in config})
     settings = EditConfig(
         prompt, source_prompt, negative_prompt, method, num_inference_steps, guidance_scale, keyframe_interval=keyframe_interval, seed=seed,
         **_known(config, _READ),
     )
-    target, timings, clock = _target(out), {}, _Clock()
-    whole = as_clip(source, **reading)
+    size = checked_options(size=size, restore_size=restore_size, progress=progress, store=store, resume=resume, device=device)["size"]
+    target = None if out is None else writable_target("out", out, file_of(source))
+    timings, clock = {}, _Clock()
+    film = as_clip(source, **reading)
     timings["read"] = clock()
-    model = load_model(model, device=device)
-    clip = fit_clip(whole, size or default_size(model, whole), multiple=model.multiple)
-    model.schedule.timesteps(num_inference_steps)
-    if keyframe_interval is not None:
-        intervals(len(clip), keyframe_interval)
+    model, clip = _fitted(film, settings, model, size, device)
     if progress:
         tqdm.write(f"{clip!r} · {clip.fit or 'size unchanged'} · {model.name} on {model.device}, {str(model.dtype).removeprefix('torch.')}")
     timings["load"] = clock()
@@ -524,12 +579,23 @@ def edit_video(
     timings["edit"] = clock()
     edited = edit.decode()
     if restore_size and clip.fit:
-        edited = restore_clip(edited, clip.fit, whole)
+        edited = restore_clip(edited, clip.fit, film)
     timings["decode"] = clock()
     result = replace(EditResult.of(edit, edited, timings, resumed_at), forecast=forecast, memory=memory.bytes)
     if target is not None:
         result.save(target)
     return result
+
+
+def _fitted(film: Clip, settings: EditConfig, model: str | Model, size: tuple[int, int] | None, device: str | None) -> tuple[Model, Clip]:
+    "The model, and the clip at a size for it. Raises `ValueError` for settings that do not fit the two, first those that need no model."
+    if settings.keyframe_interval is not None:
+        intervals(len(film), settings.keyframe_interval)
+    if isinstance(model, Model) and device is not None and torch.device(device).type != model.device.type:
+        refuse("device", device, f"the model that was given is on {model.device}: leave device out, or give the model's name")
+    model = load_model(model, device=device)
+    inversion_grid(model, settings.num_inference_steps, settings.inversion_steps)
+    return model, fit_clip(film, size or default_size(model, film), multiple=model.multiple)
 
 
 def _forecast(model: Model, clip: Clip, settings: EditConfig, store: Store | None, progress: bool) -> Forecast | None:
