@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_SECONDS', 'EditConfig', 'EditError', 'Edit', 'invert_for', 'run_kept', 'record_for', 'recording_for',
-           'EditResult', 'known_device', 'checked_store', 'checked_options', 'file_of', 'edit_video', 'default_size']
+           'EditResult', 'known_device', 'checked_store', 'checked_options', 'file_of', 'edit_video', 'fitted',
+           'default_size']
 
 # %% ../nbs/09_edit.ipynb #69418a69
 import json
@@ -28,7 +29,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import __version__
-from .arguments import choice, fraction, frame_size, number, refuse, shown, switch, text, whole
+from .arguments import check_fields, choice, fraction, frame_size, number, refuse, shown, switch, text, whole
 from .clip import Clip, ClipError, as_clip, fit_clip, gather_frames, let_go, restore_clip, side_by_side, write_clip
 from .denoiser import WITHOUT_PROPAGATION, Conditioning, Denoiser
 from .files import film_and_record, replaced, writable_file, writable_target, write_json
@@ -71,8 +72,7 @@ class EditConfig:
     source_branch: str = "recorded"  # of the frame pass: recorded once and read by every edit of the clip, or live; no number differs beyond rounding
 
     def __post_init__(self):
-        for each in fields(self):  # a field without a check is a KeyError at once
-            object.__setattr__(self, each.name, _CHECKS[each.name](each.name, getattr(self, each.name)))
+        check_fields(self, {each.name: _CHECKS[each.name] for each in fields(self)})  # a field without a check is a KeyError at once
         steps, finer = self.num_inference_steps, self.inversion_steps
         if finer is not None and finer < steps:
             refuse("inversion_steps", finer, f"the inversion visits all {steps} steps of the edit: give at least num_inference_steps, or None")
@@ -562,7 +562,7 @@ def edit_video(
     timings, clock = {}, _Clock()
     film = as_clip(source, **reading)
     timings["read"] = clock()
-    model, clip = _fitted(film, settings, model, size, device)
+    model, clip = fitted(film, settings, model, size, device)
     if progress:
         tqdm.write(f"{clip!r} · {clip.fit or 'size unchanged'} · {model.name} on {model.device}, {str(model.dtype).removeprefix('torch.')}")
     timings["load"] = clock()
@@ -587,7 +587,13 @@ def edit_video(
     return result
 
 
-def _fitted(film: Clip, settings: EditConfig, model: str | Model, size: tuple[int, int] | None, device: str | None) -> tuple[Model, Clip]:
+def fitted(
+    film: Clip,
+    settings: EditConfig,
+    model: str | Path | Model,
+    size: tuple[int, int] | None,  # (height, width); None: the model's own
+    device: str | None = None,
+) -> tuple[Model, Clip]:
     "The model, and the clip at a size for it. Raises `ValueError` for settings that do not fit the two, first those that need no model."
     if settings.keyframe_interval is not None:
         intervals(len(film), settings.keyframe_interval)

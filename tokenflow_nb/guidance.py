@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .arguments import choice, fraction
+from .arguments import check_fields, choice, fraction
 from .attention import Injection
 from .inversion import Trajectory
 from .model import Backbone, Model
@@ -60,8 +60,7 @@ class PlugAndPlay(Editor):
     name = "pnp"
 
     def __post_init__(self):
-        for name in ("pnp_f_t", "pnp_attn_t"):
-            object.__setattr__(self, name, fraction(name, getattr(self, name)))  # the dataclass is frozen for everybody else
+        check_fields(self, dict(pnp_f_t=fraction, pnp_attn_t=fraction))
 
     def injection(self, backbone: Backbone, step: int, steps: int) -> Injection:
         return Injection(
@@ -78,7 +77,7 @@ class SDEdit(Editor):
     name = "sdedit"
 
     def __post_init__(self):
-        object.__setattr__(self, "strength", fraction("strength", self.strength))
+        check_fields(self, dict(strength=fraction))
         if self.strength == 0:
             raise ValueError("strength=0 runs no step: give a fraction above 0, up to 1")
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from .clip import Clip, fit_clip
 from .correspondence import Chart
-from .report import ANCHORS, METRICS, Interval, Report
+from .report import ANCHORS, METRICS, Interval, Report, name_lines
 
 # %% ../nbs/11_page.ipynb #c8872415
 _TALLEST, _LONGEST = 192, 48  # pixels and frames of a film in the page
@@ -104,18 +104,19 @@ def _svg(figure: Chart, about: str) -> str:
 def _trade_off(report: Report, across: str, up: str) -> Chart:
     "Two metrics against each other: what a method pays for what it gains."
     figure = Chart(figsize=(6, 3.4), layout="constrained", dpi=80)
-    axes = figure.subplots()
+    axes, points = figure.subplots(), {}
     for place, method in enumerate(report.methods):
         ends = [report.summary(name).get(method) for name in (across, up)]
         if all(ends):
             (x, left, right, _), (y, low, high, _) = (np.multiply(end, METRICS[name].scale) for end, name in zip(ends, (across, up)))
             colour = "0.6" if method in ANCHORS else f"C{place % 10}"
-            axes.errorbar(x, y, yerr=np.nan_to_num([[y - low], [high - y]]), xerr=np.nan_to_num([[x - left], [right - x]]), fmt="osv^DPX"[place % 7], color=colour, linewidth=0.6, label=method)
+            points[method] = axes.errorbar(x, y, yerr=np.nan_to_num([[y - low], [high - y]]), xerr=np.nan_to_num([[x - left], [right - x]]), fmt="osv^DPX"[place % 7], color=colour, linewidth=0.6)
     words = dict(higher="higher is better", lower="lower is better")
     for name, label in ((across, axes.set_xlabel), (up, axes.set_ylabel)):
         label(f"{METRICS[name].title} ({words.get(METRICS[name].better, '')})")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)  # names beside points that nearly coincide would overlap
+    legend = figure.legend(points.values(), map(str, range(len(points))), loc="outside right upper", fontsize=8, frameon=False)  # beside the points names would overlap
+    name_lines(legend, points)
     return figure
 
 

@@ -10,12 +10,14 @@ import mimetypes
 import re
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .job import Job
+from ..arguments import check_fields, text
 from ..clip import Clip, ClipError, fit_clip, read_clip
 
 # %% ../../nbs/baselines/06_external.ipynb #dfc5be44
@@ -112,8 +114,7 @@ class External:
 
     def __post_init__(self):
         object.__setattr__(self, "folder", Path(self.folder).expanduser())
-        if not isinstance(self.name, str) or not self.name.strip():
-            raise ValueError(f"name={self.name!r}: give the name of the program, as the table shall show it")
+        check_fields(self, dict(name=partial(text, needed="give the name of the program, as the table shall show it")))
         if not self.folder.is_dir():
             raise ValueError(f"folder={str(self.folder)!r}: no such folder; give one that holds the clips that {self.name} made")
 
