@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST_SIDE', 'shown', 'refuse', 'plain', 'whole', 'number', 'fraction', 'switch', 'frame_size', 'text', 'choice',
-           'check_fields']
+           'listed', 'instance', 'check_fields']
 
 # %% ../nbs/00_arguments.ipynb #3029a727
 import math
@@ -149,6 +149,29 @@ def choice(name: str, value: Any, valid: Collection[str]) -> str:
         return value[:]
     near = get_close_matches(str(value).lower(), valid, n=1) if isinstance(value, str) else ()
     raise ValueError(f"{name}={shown(value)} is unknown: {f'did you mean {near[0]!r}? ' if near else ''}Valid: {', '.join(valid)}")
+
+
+def listed(name: str, value: Any, of: str, error: type[ValueError] = ValueError) -> list:
+    "The values of a list, or of anything else that gives some; a text is one value."
+    if isinstance(value, str):
+        return [value]
+    try:
+        return list(value if not isinstance(value, bytes) else None)
+    except TypeError:
+        refuse(name, value, f"give a list of {of}", error)
+
+
+def instance(
+    name: str,
+    value: Any,
+    kind: type,
+    remedy: str,  # what to give
+    none: str = "",  # what None stands for; empty: None is refused
+) -> Any:
+    "An object of a class, or None where that means something."
+    if not isinstance(value, kind) and not (value is None and none):
+        refuse(name, value, f"{remedy}{none and f', or None for {none}'}")
+    return value
 
 
 def check_fields(record: Any, checks: Mapping[str, Callable[[str, Any], Any]]) -> None:

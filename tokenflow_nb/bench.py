@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from .arguments import choice, frame_size, shown, switch, whole
+from .arguments import choice, frame_size, listed, shown, switch, whole
 from .attention import TokenFlowAttention
 from .clip import Clip, gather_frames
 from .edit import Edit, EditConfig, record_for
@@ -472,8 +472,9 @@ def bench(
     if clock not in tuple(CLOCKS):
         raise ValueError(f"clock={shown(clock)} is unknown: clocks are {' and '.join(CLOCKS)}")
     progress, frames = switch("progress", progress), whole("frames", frames, 2, none="24 for toy, 40 for sd")
-    lengths, growth_steps = [whole("lengths", count, 2, of="frames") for count in lengths], whole("growth_steps", growth_steps, 2)
-    changes, presets = {} if steps is None else dict(num_inference_steps=steps), [presets] if isinstance(presets, str) else list(presets)
+    lengths = [whole("lengths", count, 2, of="frames") for count in listed("lengths", lengths, "numbers of frames")]
+    growth_steps, changes = whole("growth_steps", growth_steps, 2), {} if steps is None else dict(num_inference_steps=steps)
+    presets = listed("presets", presets, "names")
     for name in presets:
         find_preset(name).config("a try", **changes)
     subjects = subjects_of(size, resolution, scenes)

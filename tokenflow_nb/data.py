@@ -17,8 +17,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from .arguments import frame_size, refuse, whole
+from .arguments import frame_size, listed, refuse, whole
 from .clip import Clip, Fit, fit_clip
+from .files import checked_path
 from .report import Case
 from .toy.world import BACKGROUNDS, MATERIALS, SHAPES, Scene, held_out
 
@@ -97,7 +98,7 @@ def load_pairs(
     path: str | Path | None = None,  # a YAML file; None: the 61 that come with this package
 ) -> list[Pair]:
     "The pairs of a list, in its order. Raises `ValueError` that names file, line and entry."
-    path = Path(str(files("tokenflow_nb") / "pairs.yaml")) if path is None else Path(path).expanduser()
+    path = Path(str(files("tokenflow_nb") / "pairs.yaml")) if path is None else checked_path("pairs", path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give a YAML list of entries with id, source_prompt and prompt")
     text = path.read_text(encoding="utf-8")
@@ -152,7 +153,7 @@ def _pictures(root: Path) -> Path:
 def _ids(root: Path, split: str | Iterable[str]) -> list[str]:
     "The clips of a split. Raises `ValueError` for an unknown split or a list that is not there."
     if not isinstance(split, str):
-        return list(split)
+        return listed("split", split, "clips, or 'val' or 'train'")
     if split not in _SPLITS:
         raise ValueError(f"split={split!r} is unknown: give {' or '.join(map(repr, _SPLITS))}, or a list of clips such as ['bear', 'blackswan']")
     path = root / "ImageSets" / "2017" / f"{split}.txt"
@@ -253,8 +254,8 @@ def davis(
     size, max_frames = frame_size("resolution", resolution), whole("max_frames", max_frames, 1, of="frames")
     if any(side % 8 for side in size):
         refuse("resolution", resolution, "give height and width, multiples of 8, such as (384, 672)")
-    root = Path(folder).expanduser()
-    pictures, asked = _pictures(root), load_pairs(pairs) if isinstance(pairs, str | Path | None) else [Pair(*pair) for pair in pairs]
+    root = checked_path("folder", folder)
+    pictures, asked = _pictures(root), load_pairs(pairs) if isinstance(pairs, str | Path | None) else [_pair(Pair(*pair)._asdict()) for pair in pairs]
     ids = _ids(root, split)
     chosen = tuple(pair for pair in asked if pair.id in ids)
     without = [] if isinstance(split, str) else [name for name in ids if name not in {pair.id for pair in asked}]

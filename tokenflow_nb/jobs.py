@@ -27,10 +27,10 @@ from typing import Any, Literal
 import torch
 from tqdm.auto import tqdm
 
-from .arguments import choice, shown, whole
+from .arguments import choice, listed, shown, whole
 from .clip import Clip, as_clip
 from .edit import EditConfig, checked_options, checked_store, edit_video, file_of, known_device
-from .files import film_and_record, writable_target, write_json
+from .files import checked_path, film_and_record, writable_target, write_json
 from .model import MODELS, Model, load_model
 from .store import Store, digest
 from .workers import LocalExecutor, RayExecutor, WorkerLost
@@ -115,7 +115,8 @@ class EditJob:
             raise JobError(f"model={model!r} is loaded: give its name or folder; every worker loads it once")
         options = _checked_options(prompt, options)
         source = _absolute(source) if isinstance(source, str | os.PathLike) else as_clip(source)
-        model = str(Path(model).absolute() if str(model) not in MODELS and Path(model).is_dir() else model)
+        place = checked_path("model", model, JobError)
+        model = str(place.absolute() if str(model) not in MODELS and place.is_dir() else model)
         out = _absolute(writable_target("out", out, file_of(source), JobError))
         values = dict(source=source, prompt=prompt, out=out, model=model, options=options)
         for name, value in values.items():
@@ -288,7 +289,7 @@ def _checked(jobs: Iterable[EditJob]) -> list[EditJob]:
     "The jobs as a list. Raises `JobError` that names the job for what cannot be run."
     if isinstance(jobs, EditJob):
         raise JobError(f"jobs={jobs!r} is one job: give a list, [job]")
-    jobs = list(jobs)
+    jobs = listed("jobs", jobs, "EditJob(source, prompt, out, ...)", JobError)
     if not jobs:
         raise JobError("jobs is empty: give at least one EditJob")
     for place, job in enumerate(jobs):

@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib import rc_context
 from PIL import Image
 
+from .arguments import number, refuse, text, whole
 from .clip import Clip, fit_clip
 from .correspondence import Chart
 from .report import ANCHORS, METRICS, Interval, Report, name_lines
@@ -33,6 +34,7 @@ def film_strip(
     quality: int = 85,  # of WebP
 ) -> tuple[bytes, int]:
     "The frames one below the other as a WebP picture, and how many they are."
+    height, frames, quality = whole("height", height, 1), whole("frames", frames, 1), whole("quality", quality, 0, 100)
     clip = clip[: min(frames, _HIGHEST_STRIP // min(height, clip.size[0]))]
     if clip.size[0] > height:
         clip = fit_clip(clip, (height, max(1, round(clip.size[1] * height / clip.size[0]))), multiple=1)
@@ -276,6 +278,9 @@ def report_page(
     max_bytes: int = 15_000_000,  # of all films; cases beyond that are left out, and it is said
 ) -> str:
     "The report as one HTML page that loads nothing from elsewhere."
+    title, max_bytes = text("title", title), number("max_bytes", max_bytes, 0)
+    if not isinstance(films, Iterable) or isinstance(films, (str, bytes)):
+        refuse("films", films, "give clips by case and method, or pairs of a case and its clips")
     pairs = films.items() if isinstance(films, Mapping) else films
     sections = _films(report, pairs, max_bytes)
     summary = f"{len(report.cases)} clip{'s' * (len(report.cases) != 1)} × {len(report.methods)} methods. Mean over clips, below it the 95 % bootstrap interval. Grey: the anchors."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'STEADIEST', 'FRAMES_ALONE', 'ANCHORS', 'Edited', 'Case', 'Metric', 'Interval', 'bootstrap_interval', 'Row',
-           'measure', 'Report', 'drawable', 'name_lines', 'evaluate']
+           'measure', 'Report', 'drawable', 'name_lines', 'check_flow', 'evaluate']
 
 # %% ../nbs/10_report.ipynb #c5fd6876
 import csv
@@ -24,12 +24,12 @@ import numpy as np
 from matplotlib.legend import Legend
 
 from . import __version__, metrics
-from .arguments import check_fields, number, text, whole
+from .arguments import check_fields, choice, instance, listed, number, refuse, shown, text, whole
 from .clip import Clip, as_clip
 from .correspondence import Chart
 from .edit import EditResult
-from .files import replaced, writable_file, write_json
-from .flow import Estimator, Flow, estimate_flow
+from .files import checked_path, replaced, writable_file, write_json
+from .flow import ESTIMATORS, Estimator, Flow, estimate_flow
 from .metrics import ClipJudge, Measure, consistency_recovered
 from .store import Store
 from .toy.world import Scene
@@ -51,6 +51,9 @@ class Case:
     def __post_init__(self):
         needed = dict(name="give the case a name", prompt="say what the edited clip shows")
         check_fields(self, {name: partial(text, needed=remedy) for name, remedy in needed.items()} | dict(source_prompt=text))
+        instance("source", self.source, Clip, "give a clip, as_clip(frames) or read_clip(file) makes one")
+        for what, kind in (("ideal", Clip), ("flow", Flow), ("scene", Scene)):
+            instance(what, getattr(self, what), kind, f"give a {kind.__name__}", none="unknown")
         shape = self.source.frames.shape[:3]
         if self.mask is not None and (np.shape(self.mask) != shape or np.asarray(self.mask).dtype != bool):
             raise ValueError(f"{self.name}: mask of shape {np.shape(self.mask)}; give a bool for each pixel of the source, {shape}")
@@ -159,7 +162,7 @@ def bootstrap_interval(
     seed: int = 0,
 ) -> Interval:
     "The statistic with its percentile bootstrap interval. Raises `ValueError` without a clip."
-    values, draws, seed = np.asarray(values, np.float64), whole("draws", draws, 1), whole("seed", seed, 0)
+    values, draws, seed = np.array(listed("values", values, "figures, one for each clip"), np.float64), whole("draws", draws, 1), whole("seed", seed, 0)
     level = number("level", level, above=0, most=1)
     if not len(values):
         raise ValueError("values: no clip, so there is nothing to average")
@@ -250,8 +253,8 @@ class Report:
     def values(self, metric: str, method: str) -> dict[str, Measure]:
         "The figures of a method by case. Raises `ValueError` for an unknown name."
         for what, name, known in (("metric", metric, METRICS), ("method", method, self.methods)):
-            if name not in known:
-                raise ValueError(f"{what}={name!r} is unknown: this report has {', '.join(known)}")
+            if name not in list(known):
+                raise ValueError(f"{what}={shown(name)} is unknown: this report has {', '.join(known)}")
         return {row.case: row.measures[metric] for row in self.rows if row.method == method and metric in row.measures}
 
     def summary(self, metric: str) -> dict[str, Interval]:
@@ -276,7 +279,7 @@ class Report:
 
     def figure(self, metrics: Iterable[str] = ("warp_error", "clip_gain", "sharpness_kept")) -> Chart:
         "Means with their intervals, a panel for each metric."
-        return _summary_figure(self, [name for name in metrics if name in self.metrics])
+        return _summary_figure(self, [name for name in _metric_names(metrics, []) if name in self.metrics])
 
     def frames_figure(self, metric: str = "warp_error", case: str | None = None) -> Chart:
         "A metric frame by frame, a line for each method, in one case (the first if none is named)."
@@ -293,7 +296,7 @@ class Report:
     @classmethod
     def from_json(cls, path: str | Path) -> "Report":
         "What `to_json` wrote."
-        return _read_json(Path(path))
+        return _read_json(checked_path("path", path))
 
     def __repr__(self) -> str:
         lines = [f"Report({len(self.methods)} methods · {len(self.cases)} cases)", self.markdown()]
@@ -505,7 +508,9 @@ def _cases_of(methods: dict[str, list[Edited]], cases: Case | Sequence[Case] | N
         if not first or not all(isinstance(result, EditResult) for result in first):
             raise ValueError("cases: a clip alone does not say what was asked; give Case(name, source, prompt) for each")
         cases = [Case.of(result) for result in first]
-    cases = [cases] if isinstance(cases, Case) else list(cases)
+    cases = [cases] if isinstance(cases, Case) else listed("cases", cases, "cases, Case(name, source, prompt)")
+    for place, case in enumerate(cases):
+        instance(f"cases[{place}]", case, Case, "give a Case(name, source, prompt)")
     for method, clips in methods.items():
         if len(clips) != len(cases):
             raise ValueError(f"{method}: {len(clips)} clips for {len(cases)} cases; give one clip for each case, in the same order")
@@ -519,7 +524,7 @@ def _metric_names(wanted: Iterable[str] | None, cases: list[Case]) -> list[str]:
     "The metrics asked for, or all that some case allows. Raises `ValueError` for an unknown one."
     if wanted is None:
         return [name for name, metric in METRICS.items() if any(not _lacking(metric, case) for case in cases)]
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    wanted = listed("metrics", wanted, "names")
     if not wanted:
         raise ValueError(f"metrics is empty: name at least one of {', '.join(METRICS)}, or None for all")
     if unknown := [name for name in wanted if name not in METRICS]:
@@ -537,6 +542,14 @@ def _judge_for(judge: str | Path | ClipJudge | None, cases: list[Case], toy: boo
     except (OSError, ValueError) as error:
         remedy = "give judge= a folder or hub id, or name metrics= that need no CLIP"
         raise ValueError(f"judge={str(checkpoint)!r} cannot be loaded; {remedy}. {str(error).splitlines()[0]}") from error
+
+
+def check_flow(flow: str | Estimator) -> None:
+    "Raises `ValueError` for what no flow can be estimated by."
+    if isinstance(flow, str):
+        choice("flow", flow, ESTIMATORS)
+    elif not callable(flow) or not hasattr(flow, "choices"):
+        refuse("flow", flow, "give 'dis', 'raft', or an estimator such as DisFlow()")
 
 
 def _flow_of(case: Case, flow: str | Estimator, store: Store | None) -> Flow | Exception:
@@ -580,6 +593,7 @@ def evaluate(
     store: Store | None = None,  # where flow is kept; None: the default cache
 ) -> Report:
     "The `Report` of all clips. Methods named as in `ANCHORS` are the anchors. Raises `ValueError` for arguments that make no table."
+    check_flow(flow)
     methods = _by_method(results)
     cases = _cases_of(methods, cases)
     names, needed = _metric_names(metrics, cases), set()

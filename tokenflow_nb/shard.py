@@ -35,7 +35,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from .arguments import frame_size, number, refuse, shown, switch, whole
+from .arguments import frame_size, instance, number, shown, switch, whole
 from .attention import Context, Injection, KeptRows, installed
 from .clip import Clip, as_clip, fit_clip, gather_frames, let_go
 from .denoiser import WITHOUT_PROPAGATION, Denoiser
@@ -533,8 +533,7 @@ def edit_sharded(
     Raises `ValueError` for bad arguments before any work, and `ShardError` when a process fails."""
     if isinstance(model, Model):
         raise ValueError(f"model={model.name!r} is loaded already: give its name or folder, for each process loads it by itself")
-    if not isinstance(config, EditConfig):
-        refuse("config", config, "give the settings of an edit, EditConfig('a gold wolf') for instance")
+    instance("config", config, EditConfig, "give the settings of an edit, EditConfig('a gold wolf') for instance")
     shards, size = whole("shards", shards, 1), frame_size("size", size, none="the size of the model")
     timeout = number("timeout", timeout, above=0, most=_PATIENCE.total_seconds(), of="seconds")
     store, progress = checked_store("store", store) or Store(), switch("progress", progress)

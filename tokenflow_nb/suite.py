@@ -28,16 +28,16 @@ import torch
 from tqdm.auto import tqdm
 
 from . import __version__, baselines
-from .arguments import shown, whole
+from .arguments import listed, shown, whole
 from .baselines.job import Job, Method
 from .clip import Clip, ClipError, as_clip, write_clip
 from .edit import EditConfig, checked_options
-from .files import replaced, writable_folder, write_json, write_text
+from .files import checked_path, replaced, writable_folder, write_json, write_text
 from .inversion import Trajectory, check_size
 from .metrics import ClipJudge, as_pair
 from .model import Model, load_model
 from .page import report_page
-from .report import METRICS, Case, Report, Row, evaluate
+from .report import METRICS, Case, Report, Row, check_flow, evaluate
 from .store import Store, digest
 
 # %% ../nbs/11_suite.ipynb #79bcb112
@@ -74,7 +74,7 @@ def _config_of(settings: dict[str, Any]) -> EditConfig:
 
 def _metrics_of(metrics: Iterable[str] | None) -> list[str] | None:
     "Names of metrics. Raises `SuiteError` for an unknown one."
-    names = [metrics] if isinstance(metrics, str) else metrics if metrics is None else list(metrics)
+    names = metrics if metrics is None else listed("metrics", metrics, "names", SuiteError)
     if names == []:
         raise SuiteError(f"metrics is empty: name at least one of {', '.join(METRICS)}, or None for all")
     if unknown := [name for name in names or [] if name not in METRICS]:
@@ -491,13 +491,15 @@ def _is_toy(cases: Sequence[Case]) -> bool:
         return False
 
 
-def _check_processes(processes: int, methods: dict[str, Method]) -> None:
-    "Raises `SuiteError` for a number that is none, and for methods that cannot go to another process."
+def _check_processes(processes: int, methods: dict[str, Method]) -> int:
+    "How many. Raises `SuiteError` for a number that is none, and for methods that cannot go to another process."
+    processes = whole("processes", processes, 1, error=SuiteError)
     for name, method in methods.items() if processes > 1 else ():
         try:
             pickle.dumps(method)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise SuiteError(f"methods[{name!r}] cannot be sent to another process ({error}): use processes=1, or a function of a module") from error
+    return processes
 
 # %% ../nbs/11_suite.ipynb #3477c22c
 def run_suite(
@@ -517,8 +519,9 @@ def run_suite(
     """Every method on every case, measured. What is finished lies in `out`: the same call goes on from there, after an interrupt too.
     A method that fails is an error of its row. Raises `SuiteError` for arguments that cannot be, before any work."""
     methods, names, config = _methods_of(methods), _metrics_of(metrics), _config_of(settings)
-    _check_processes(processes := whole("processes", processes, 1, error=SuiteError), methods)
+    processes = _check_processes(processes, methods)
     checked_options(store=store, progress=progress)
+    check_flow(flow)
     if isinstance(cases, Case | str) or not hasattr(cases, "__getitem__") or not len(cases):
         raise SuiteError(f"cases={shown(cases)}: give a list of at least one Case")
     folder, loaded = writable_folder("out", out, SuiteError), load_model(model)
@@ -576,7 +579,7 @@ def read_films(
 ) -> Iterator[tuple[str, dict[str, Clip]]]:
     "For each case its name and its clips by name: the source, those of the methods, the ideal edit. What is not there is left out."
     for case in cases:
-        places = ((name, Path(out) / "clips" / _slug(case) / f"{name}.npz") for name in ("source", *methods, "ideal"))
+        places = ((name, checked_path("out", out) / "clips" / _slug(case) / f"{name}.npz") for name in ("source", *methods, "ideal"))
         yield case, {name: kept.clip for name, path in places if (kept := _kept(path))}
 
 

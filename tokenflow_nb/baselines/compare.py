@@ -20,6 +20,7 @@ from .job import Job, Method
 from .patches import KeyframePatches
 from .text2video_zero import Text2VideoZero
 from .tune_a_video import TuneAVideo
+from ..arguments import listed
 from ..clip import Clip, as_clip
 from ..edit import EditConfig, EditResult, checked_options, fitted
 from ..model import Model
@@ -54,7 +55,7 @@ def make_methods(
     methods: Iterable[str] | Mapping[str, Method],  # names of `METHODS`, or methods by names of your own
 ) -> dict[str, Method]:
     "Methods by name. Raises `ValueError` for an unknown name, or none at all."
-    names = [methods] if isinstance(methods, str) else list(dict.fromkeys(methods))
+    names = list(dict.fromkeys(map(str, listed("methods", methods, "names"))))
     if not names:
         raise ValueError(f"methods is empty: name at least one of {', '.join(METHODS)}")
     if isinstance(methods, Mapping):

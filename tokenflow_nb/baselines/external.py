@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from .job import Job
 from ..arguments import check_fields, text
 from ..clip import Clip, ClipError, fit_clip, read_clip
+from ..files import checked_path
 
 # %% ../../nbs/baselines/06_external.ipynb #dfc5be44
 def slug(name: str) -> str:
@@ -63,6 +64,7 @@ def read_pictures(
     fps: float = 8.0,  # what they are shown at
 ) -> Clip:
     "The pictures of a folder as a clip. Raises `ClipError` when there are none, one cannot be read, or they differ in size."
+    folder = checked_path("folder", folder)
     paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in _PICTURES), key=_in_order)
     frames = []
     for path in paths:
@@ -113,8 +115,7 @@ class External:
     folder: Path  # a video or a folder of frames for each case, under the slug of the case's name
 
     def __post_init__(self):
-        object.__setattr__(self, "folder", Path(self.folder).expanduser())
-        check_fields(self, dict(name=partial(text, needed="give the name of the program, as the table shall show it")))
+        check_fields(self, dict(name=partial(text, needed="give the name of the program, as the table shall show it"), folder=checked_path))
         if not self.folder.is_dir():
             raise ValueError(f"folder={str(self.folder)!r}: no such folder; give one that holds the clips that {self.name} made")
 
@@ -129,4 +130,4 @@ def external(
     folder: str | Path,  # a video or a folder of frames for each case, under the slug of the case's name
 ) -> External:
     "A method that reads finished clips."
-    return External(name, Path(folder))
+    return External(name, folder)
