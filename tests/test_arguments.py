@@ -9,19 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from tokenflow_nb.baselines import compare
+from tokenflow_nb.baselines import compare, external, make_methods
 from tokenflow_nb.baselines.atlas import LayeredAtlas
 from tokenflow_nb.baselines.patches import KeyframePatches, match_patches
 from tokenflow_nb.baselines.text2video_zero import Text2VideoZero
 from tokenflow_nb.baselines.tune_a_video import TuneAVideo
 from tokenflow_nb.bench import bench
-from tokenflow_nb.data import toy_benchmark
-from tokenflow_nb.edit import EditConfig, edit_video
-from tokenflow_nb.guidance import PlugAndPlay, SDEdit
-from tokenflow_nb.jobs import EditJob
+from tokenflow_nb.data import davis, load_pairs, toy_benchmark
+from tokenflow_nb.edit import Edit, EditConfig, edit_video, known_device
+from tokenflow_nb.guidance import PlugAndPlay, SDEdit, make_editor
+from tokenflow_nb.jobs import EditJob, edit_many
 from tokenflow_nb.keyframes import intervals, joint_groups, keyframe_table
+from tokenflow_nb.metrics import Measure
 from tokenflow_nb.model import Model
-from tokenflow_nb.report import Case
+from tokenflow_nb.page import film_strip, report_page
+from tokenflow_nb.report import Case, Report, Row, bootstrap_interval, evaluate
+from tokenflow_nb.shard import cut_shards, edit_sharded
 from tokenflow_nb.store import digest
 from tokenflow_nb.suite import run_suite
 from tokenflow_nb.toy.world import Scene
@@ -272,3 +275,75 @@ def test_a_case_refuses_what_cannot_be_written(clip, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Case(**dict(name="a case", source=clip, prompt="a star") | wrong)
     assert Case("a case", clip, "a star", None).source_prompt == ""
+
+
+# ---- no raw error from any value, in whatever argument
+
+ODD = [None, 5, -1, 0, True, 2.5, float("nan"), "x", "", b"x", [], {}, object(), np.zeros(2), Path("nowhere")]
+
+
+def report():
+    return Report([Row("m", "c", {"ssim": Measure("ssim", 0.5, [0.5] * 3, choices={})})], {})
+
+
+CALLS = {
+    "make_editor": lambda odd, clip: make_editor(odd),
+    "published": lambda odd, clip: EditConfig.published(odd),
+    "known_device": lambda odd, clip: known_device("device", odd),
+    "Edit.load": lambda odd, clip: Edit.load(odd),
+    "film_strip height": lambda odd, clip: film_strip(clip, odd),
+    "film_strip frames": lambda odd, clip: film_strip(clip, 64, odd),
+    "film_strip quality": lambda odd, clip: film_strip(clip, 64, 2, odd),
+    "report_page films": lambda odd, clip: report_page(report(), odd),
+    "report_page title": lambda odd, clip: report_page(report(), (), odd),
+    "report_page bytes": lambda odd, clip: report_page(report(), {"c": {"m": clip}}, "t", odd),
+    "bootstrap values": lambda odd, clip: bootstrap_interval(odd),
+    "bootstrap level": lambda odd, clip: bootstrap_interval([1, 2], level=odd),
+    "bootstrap draws": lambda odd, clip: bootstrap_interval([1, 2], draws=odd),
+    "values": lambda odd, clip: report().values(odd, "m"),
+    "values method": lambda odd, clip: report().values("ssim", odd),
+    "summary": lambda odd, clip: report().summary(odd),
+    "figure": lambda odd, clip: report().figure(odd),
+    "frames_figure": lambda odd, clip: report().frames_figure(odd),
+    "markdown": lambda odd, clip: report().markdown(odd),
+    "from_json": lambda odd, clip: Report.from_json(odd),
+    "evaluate cases": lambda odd, clip: evaluate(clip, odd),
+    "evaluate metrics": lambda odd, clip: evaluate(clip, Case("a", clip, "b"), metrics=odd if odd is not None else 5),
+    "evaluate flow": lambda odd, clip: evaluate(clip, Case("a", clip, "b"), metrics=["ssim"], flow=odd),
+    "case source": lambda odd, clip: Case("a", odd, "b"),
+    "case ideal": lambda odd, clip: Case("a", clip, "b", ideal=odd),
+    "load_pairs": lambda odd, clip: load_pairs(odd),
+    "davis": lambda odd, clip: davis(odd),
+    "davis resolution": lambda odd, clip: davis("nowhere", resolution=odd),
+    "toy seed": lambda odd, clip: toy_benchmark(1, 1, odd, frames=1, size=32),
+    "suite methods": lambda odd, clip: run_suite([Case("a", clip, "b")], odd, "out", processes=0),
+    "suite flow": lambda odd, clip: run_suite([Case("a", clip, "b")], ["vae"], "out", flow=odd, judge="nowhere"),
+    "presets": lambda odd, clip: bench(presets=odd, scenes=0),
+    "lengths": lambda odd, clip: bench(lengths=odd, scenes=0),
+    "job source": lambda odd, clip: EditJob(odd, "p", "out"),
+    "job out": lambda odd, clip: EditJob(clip, "p", odd),
+    "job model": lambda odd, clip: EditJob(clip, "p", "out", odd),
+    "jobs": lambda odd, clip: edit_many(odd),
+    "methods": lambda odd, clip: make_methods(odd),
+    "external name": lambda odd, clip: external(odd, "."),
+    "external folder": lambda odd, clip: external("a", odd),
+    "patches": lambda odd, clip: KeyframePatches(odd, odd, odd),
+    "motion": lambda odd, clip: Text2VideoZero(motion=odd),
+    "visits": lambda odd, clip: LayeredAtlas(visits=odd),
+    "cut": lambda odd, clip: cut_shards(4, odd, odd),
+    "shard config": lambda odd, clip: edit_sharded(clip, odd, 1, model="toy", device="cpu"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_no_value_ends_in_a_raw_error(name, clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tokenflow_nb.suite.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    for odd in ODD:
+        try:
+            CALLS[name](odd, clip)
+        except (ValueError, RuntimeError, OSError) as error:
+            assert str(error) and not str(error).startswith("'"), odd
+        except BaseException as error:
+            if "a model was loaded" not in str(error):  # the value is good
+                raise AssertionError(f"{odd!r}: {error!r}") from error

@@ -150,7 +150,7 @@ def choice(name: str, value: Any, valid: Collection[str]) -> str:
     near = get_close_matches(str(value).lower(), valid, n=1) if isinstance(value, str) else ()
     raise ValueError(f"{name}={shown(value)} is unknown: {f'did you mean {near[0]!r}? ' if near else ''}Valid: {', '.join(valid)}")
 
-
+# %% ../nbs/00_arguments.ipynb #b7a41c03
 def listed(name: str, value: Any, of: str, error: type[ValueError] = ValueError) -> list:
     "The values of a list, or of anything else that gives some; a text is one value."
     if isinstance(value, str):

@@ -260,7 +260,10 @@ def _card(report: Report) -> str:
 def _films(report: Report, films: Iterable[tuple[str, Mapping[str, Clip]]], max_bytes: int) -> str:
     "The sections of all cases, as many as there is room for."
     found, used, left_out = [], 0, 0
-    for case, clips in films:
+    for pair in films if isinstance(films, Iterable) else [films]:
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            refuse("films", pair, "give clips by case and method, or pairs of a case and its clips")
+        case, clips = pair
         section = "" if used >= max_bytes else _case(report, case, clips)
         if not section or used + len(section) > max_bytes and found:
             used, left_out = max_bytes, left_out + 1
@@ -279,8 +282,6 @@ def report_page(
 ) -> str:
     "The report as one HTML page that loads nothing from elsewhere."
     title, max_bytes = text("title", title), number("max_bytes", max_bytes, 0)
-    if not isinstance(films, Iterable) or isinstance(films, (str, bytes)):
-        refuse("films", films, "give clips by case and method, or pairs of a case and its clips")
     pairs = films.items() if isinstance(films, Mapping) else films
     sections = _films(report, pairs, max_bytes)
     summary = f"{len(report.cases)} clip{'s' * (len(report.cases) != 1)} × {len(report.methods)} methods. Mean over clips, below it the 95 % bootstrap interval. Grey: the anchors."
