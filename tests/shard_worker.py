@@ -39,9 +39,14 @@ def stumble(folder: Path, rank: int, what: str):
     "The second process fails in some way while the other one waits for it."
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
     with joined(cut_shards(2, 1, 2), CPU, 10 if what == "hang" else 300) as ranks:
+        if rank == 1 and what == "stopped early":
+            os.kill(os.getpid(), signal.SIGSTOP)
         ranks.wait()
         if rank == 0:
             say(stage="met")
+        if rank == 1 and what in ("stopped", "terminated"):
+            os.kill(os.getpid(), signal.SIGSTOP if what == "stopped" else signal.SIGTERM)
+            time.sleep(600)
         if rank == 1 and what == "raise":
             raise ValueError("the dog ate the keyframes")
         if rank == 1 and what == "killed":

@@ -119,12 +119,18 @@ def left(folder: Path, seconds: float = 30) -> list[int]:
         ("raise", "shard 1 of 2: ValueError: the dog ate the keyframes"),
         ("killed", "shard 1 of 2 was ended by SIGKILL, as the system does when memory runs out"),
         ("hang", "shard 0 of 2: OthersLost: no answer from the other shards: .*[Tt]imed out"),
+        ("terminated", "shard 1 of 2 was ended by SIGTERM$"),
+        ("stopped", "shard 1 of 2 has given no sign of life for 1[1-3] s: it was stopped"),
+        ("stopped early", "shard 1 of 2 has given no sign of life for 1[1-3] s: it was stopped"),  # the other waits without end
     ],
 )
-def test_a_shard_that_fails_is_named_and_none_is_left(tmp_path, what, message):
+def test_a_shard_that_fails_is_named_and_none_is_left(tmp_path, what, message, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     with pytest.raises(ShardError, match=message) as caught:
-        launch([WORKER, str(tmp_path), what], 2, tmp_path)
+        launch([WORKER, str(tmp_path), what], 2, tmp_path, timeout=11 if "stopped" in what else 600)
     assert not left(tmp_path)
+    assert not list((tmp_path / "tmp").iterdir())  # nor anything in the folder for temporary files
     if what == "raise":
         assert "in stumble" in caught.value.__notes__[0]  # the traceback of the process
 
@@ -162,6 +168,12 @@ def test_an_interrupt_ends_all(tmp_path):
         (dict(keyframe_interval=10), {}, "keyframe_interval=10"),
         ({}, dict(device="mps"), "device='mps'"),
         ({}, dict(timeout=0), "timeout=0"),
+        ({}, dict(timeout=float("inf")), "timeout=inf"),
+        ({}, dict(timeout="60"), "timeout='60'"),
+        ({}, dict(shards=True), "shards=True"),
+        ({}, dict(shards=2.0), "shards=2.0"),
+        ({}, dict(store="cache"), "store='cache'"),
+        ({}, dict(progress=1), "progress=1"),
         ({}, dict(size=(0, 64)), "size=\\(0, 64\\)"),
         pytest.param({}, dict(device="cuda"), "shards=2: this machine has 0 GPUs", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has one")),
     ],
@@ -170,6 +182,12 @@ def test_bad_input_is_told_before_any_work(monkeypatch, store, changes, options,
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     with pytest.raises(ValueError, match=message):
         edit_sharded(SCENE.render(frames=9, size=64), config(**changes), **dict(shards=2, model="toy", device="cpu", store=store) | options)
+
+
+def test_numpys_numbers_are_numbers(store):
+    assert cut_shards(np.int64(9), np.int64(3), np.int64(2)) == cut_shards(9, 3, 2)
+    with pytest.raises(ValueError, match="config='a gold star'"):
+        edit_sharded(SCENE.render(frames=9, size=64), "a gold star", np.int64(2), model="toy", device="cpu", store=store)
 
 
 def test_a_loaded_model_is_refused(model, store):

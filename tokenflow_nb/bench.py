@@ -10,7 +10,6 @@ __all__ = ['PRESETS', 'STAGES', 'FEWEST_RUNS', 'MOST_RUNS', 'LENGTHS', 'CLOCKS',
 
 # %% ../nbs/13_bench.ipynb #9551c5ab
 import csv
-import json
 import math
 import os
 import platform
@@ -27,10 +26,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from .arguments import choice, frame_size, listed, shown, switch, whole
 from .attention import TokenFlowAttention
 from .clip import Clip, gather_frames
 from .edit import Edit, EditConfig, record_for
-from .inversion import invert, inversion_grid, psnr, reconstruct
+from .files import replaced, writable_folder, write_json, write_text
+from .inversion import check_size, invert, inversion_grid, psnr, reconstruct
 from .memory import PeakMemory
 from .metrics import ClipJudge
 from .locks import lock_of
@@ -69,9 +70,7 @@ PRESETS = dict(
 
 def find_preset(name: str) -> Preset:
     "The preset of a name. Raises `ValueError` for another."
-    if name not in PRESETS:
-        raise ValueError(f"presets={name!r} is unknown: presets are {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return PRESETS[choice("presets", name, PRESETS)]
 
 # %% ../nbs/13_bench.ipynb #5c93821b
 @dataclass(frozen=True)
@@ -110,8 +109,14 @@ def sd_subjects(size: tuple[int, int] = (512, 512)) -> list[Subject]:
 def subjects_of(size: str, resolution: tuple[int, int] | None = None, scenes: int = 1) -> list[Subject]:
     "The subjects of a size, toy or sd, of 128×128 or 512×512 pixels unless said. Raises `ValueError` for another."
     if size not in ("toy", "sd"):
-        raise ValueError(f"size={size!r} is unknown: sizes are toy and sd")
-    return toy_subjects(scenes, (resolution or (128, 128))[0]) if size == "toy" else sd_subjects(resolution or (512, 512))
+        raise ValueError(f"size={shown(size)} is unknown: sizes are toy and sd")
+    scenes = whole("scenes", scenes, 1)
+    height, width = frame_size("resolution", resolution, none="the size of the model") or ((128, 128) if size == "toy" else (512, 512))
+    if size == "toy" and height != width:
+        raise ValueError(f"resolution={(height, width)}: the toy world is square; give {height} for both sides, or size='sd'")
+    subjects = toy_subjects(scenes, height) if size == "toy" else sd_subjects((height, width))
+    check_size(subjects[0].model, subjects[0].clip(1))
+    return subjects
 
 # %% ../nbs/13_bench.ipynb #68577a00
 @dataclass(frozen=True)
@@ -373,8 +378,9 @@ def plot_growth(runs: Sequence[Run], path: str | Path, title: str) -> Path:
     right.plot([run.frames for run in runs], [run.memory / 1e6 for run in runs], "o", color="0.3", markersize=4, alpha=0.6)
     highest = max(run.memory for run in runs) / 1e6
     right.set(xlabel="frames", ylabel="peak memory above the model, MB", ylim=(0, 1.1 * highest), xlim=(0, None))
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    with replaced(path) as part:
+        figure.savefig(part, dpi=110, format="png")
     return Path(path)
 
 
@@ -427,16 +433,15 @@ class Bench:
 
     def save(self, out: str | Path) -> list[Path]:
         "Writes bench.md, bench.csv, bench.json and, where lengths were measured, growth.png into a folder; returns their paths."
-        out = Path(out)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "bench.md").write_text(f"{self}\n", encoding="utf-8")
+        out = writable_folder("out", out)
+        write_text(out / "bench.md", f"{self}\n")
         rows = [flat(line) for line in self.lines]
-        with (out / "bench.csv").open("w", newline="", encoding="utf-8") as file:
+        with replaced(out / "bench.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
             writer.writeheader()
             writer.writerows(rows)
         runs = [dict(frames=run.frames, rows=run.rows, seconds=run.seconds, memory=run.memory) for run in self.runs]
-        (out / "bench.json").write_text(json.dumps(dict(self.about, presets=rows, growth=runs, failed=self.failed), indent=1) + "\n", encoding="utf-8")
+        write_json(out / "bench.json", dict(self.about, presets=rows, growth=runs, failed=self.failed))
         written = [out / "bench.md", out / "bench.csv", out / "bench.json"]
         return written + ([plot_growth(self.runs, out / "growth.png", self.about["machine"])] if self.runs else [])
 
@@ -467,14 +472,16 @@ def bench(
     progress: bool = False,
 ) -> Bench:
     "Measures presets and growth on this machine. Raises `ValueError` for an unknown size, preset or clock."
-    if clock not in CLOCKS:
-        raise ValueError(f"clock={clock!r} is unknown: clocks are {' and '.join(CLOCKS)}")
+    if clock not in tuple(CLOCKS):
+        raise ValueError(f"clock={shown(clock)} is unknown: clocks are {' and '.join(CLOCKS)}")
+    progress, frames = switch("progress", progress), whole("frames", frames, 2, none="24 for toy, 40 for sd")
+    lengths = [whole("lengths", count, 2, of="frames") for count in listed("lengths", lengths, "numbers of frames")]
+    growth_steps, changes = whole("growth_steps", growth_steps, 2), {} if steps is None else dict(num_inference_steps=steps)
+    presets = listed("presets", presets, "names")
     for name in presets:
-        find_preset(name)
-    if any(not isinstance(count, int) or count < 2 for count in (*lengths, frames or 24)):
-        raise ValueError(f"frames={frames!r}, lengths={lengths!r}: give whole numbers of frames, at least 2")
+        find_preset(name).config("a try", **changes)
     subjects = subjects_of(size, resolution, scenes)
-    frames, model, changes = frames or (24 if size == "toy" else 40), subjects[0].model, dict(num_inference_steps=steps) if steps else {}
+    frames, model = frames or (24 if size == "toy" else 40), subjects[0].model
     rate, lines, runs, failed = matrix_rate(model.device, model.dtype, CLOCKS[clock]), [], [], {}
     run_job(subjects[0], PRESETS["default"], 2, num_inference_steps=2)  # what only the first job takes
     for name in presets:

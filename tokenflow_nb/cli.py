@@ -12,9 +12,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__
+from .arguments import shown
+from .files import film_and_record, replaced, writable_folder, writable_target
 
 if TYPE_CHECKING:
     from tokenflow_nb.clip import Clip
@@ -49,24 +51,17 @@ def parse_bytes(
     return round(float(found[1]) * _UNITS[found[2]])
 
 # %% ../nbs/13_cli.ipynb #dfddacba
-def _existing_file(path: str) -> Path:
-    "The path of a file that is there. Raises `FileNotFoundError` when it is not."
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such file: {path!r}; give the path of a video, seen from {Path.cwd()}")
-    return Path(path)
+def _source(path: str) -> str:
+    "What `read_clip` reads. Raises `FileNotFoundError` for a plain name that is not there; a folder, a pattern or an address it judges by itself."
+    if not (os.path.exists(os.path.expanduser(path)) or re.search(r"[*?\[\"']|://", path)):
+        raise FileNotFoundError(f"no such file: {shown(path)}; give the path of a video, seen from {Path.cwd()}")
+    return path
 
 
-def _writable_folder(path: str | Path) -> Path:
-    "The path of a folder that results can go to. Raises `OSError` when they could not."
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(
-            f"--out {str(folder)!r} is a file: name a folder, the results get their names inside it"
-        )
-    above = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise PermissionError(f"--out {str(folder)!r}: {above} cannot be written; choose another folder")
-    return folder
+def _default_out(source: str) -> str:
+    "The folder for the edit of a source, in the folder that one is in."
+    name = re.sub(r"[^-+. \w]+", "", Path(source).stem).strip()
+    return f"{name.encode()[:200].decode(errors='ignore') or 'clip'}-edited"
 
 # %% ../nbs/13_cli.ipynb #6302c890
 _ROOT_EPILOG = """examples:
@@ -77,7 +72,7 @@ _ROOT_EPILOG = """examples:
   tokenflow_nb bench                                  how fast this machine is, and at which quality
   tokenflow_nb COMMAND --help                         all options of one command
 
-exit codes: 0 done, 1 failed (one line on stderr says why), 2 not understood, 130 stopped by Ctrl-C"""
+exit codes: 0 done, 1 failed on the way, 2 an argument or file cannot be used (one line on stderr says why), 130 stopped by Ctrl-C"""
 
 
 def _command(
@@ -86,6 +81,7 @@ def _command(
     run: Callable[[argparse.Namespace], None],  # what it does
     summary: str,  # one line, shown in the list and on top of its own help
     epilog: str = "",  # examples
+    kept: str = "",  # what Ctrl-C leaves for the next time
 ) -> argparse.ArgumentParser:
     "A new sub-command with the options that all have."
     parser = commands.add_parser(
@@ -95,7 +91,7 @@ def _command(
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept=kept)
     parser.add_argument("--debug", action="store_true", help="show the whole traceback when something fails")
     return parser
 
@@ -188,7 +184,7 @@ def demo(
     from tokenflow_nb.clip import contact_sheet, side_by_side, write_clip
     from tokenflow_nb.edit import edit_video
 
-    folder, scene = _writable_folder(out), demo_scene()
+    folder, scene = writable_folder("--out", out), demo_scene()
     ideal = scene.replace(material="gold")
     result = edit_video(
         scene.render(frames),
@@ -201,7 +197,8 @@ def demo(
     result.metrics.update(demo_metrics(result, scene, ideal))
     result.save(folder)
     write_clip(folder / "before_after.mp4", side_by_side(result.source, result.edited))
-    contact_sheet(result.source, result.edited, labels=["source", "edited"]).save(folder / "sheet.png")
+    with replaced(folder / "sheet.png") as part:
+        contact_sheet(result.source, result.edited, labels=["source", "edited"]).save(part)
     return result
 
 # %% ../nbs/13_cli.ipynb #6c47e4f3
@@ -224,6 +221,9 @@ def _run_demo(args: argparse.Namespace) -> None:
     )
 
 
+_GOES_ON = "The steps that are done are kept: the same command goes on from there."
+
+
 def _add_demo(commands: argparse._SubParsersAction) -> None:
     "The options of `tokenflow_nb demo`."
     parser = _command(
@@ -232,6 +232,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         _run_demo,
         "edit a small built-in clip with the toy model that ships with the package",
         "Writes edited.mp4, before_after.mp4, sheet.png and run.json. No GPU, no download.",
+        _GOES_ON,
     )
     _option(parser, "--out", "folder for the results", default="demo", metavar="DIR")
     _option(parser, "--steps", "denoising steps", dest="num_inference_steps", type=int, default=20, metavar="N")
@@ -273,13 +274,14 @@ _EDIT_OPTIONS = (
 
 def _run_edit(args: argparse.Namespace) -> None:
     "`tokenflow_nb edit`"
-    source = _existing_file(args.source)
-    folder = _writable_folder(args.out or f"{source.stem}-edited")
+    source = _source(args.source)
+    out = writable_target("--out", _default_out(source) if args.out is None else args.out, source)
     from tokenflow_nb.edit import edit_video
 
     result = edit_video(source, args.prompt, progress=not args.quiet, **_given(args, _EDIT_OPTIONS))
-    result.save(folder)
-    _print_files(folder, ("edited.mp4", "run.json"))
+    result.save(out)
+    for path in film_and_record(out):
+        print(f"wrote {path}")
     print(f"{result.edited!r} in {sum(result.timings.values()):.1f} s")
 
 # %% ../nbs/13_cli.ipynb #f02d18d0
@@ -292,10 +294,10 @@ _EDIT_EPILOG = """examples:
 
 def _add_edit(commands: argparse._SubParsersAction) -> None:
     "The options of `tokenflow_nb edit`."
-    parser = _command(commands, "edit", _run_edit, "edit a clip by a sentence", _EDIT_EPILOG)
+    parser = _command(commands, "edit", _run_edit, "edit a clip by a prompt", _EDIT_EPILOG, _GOES_ON)
     _add_source(parser)
     parser.add_argument("prompt", metavar="PROMPT", help='what the clip shall show, such as "a gold wolf"')
-    _option(parser, "--out", "folder for edited.mp4 and run.json (default: the clip's name and -edited)", metavar="DIR")
+    _option(parser, "--out", "a file ending in .mp4 or .gif, or a folder for edited.mp4 and run.json (default: a folder, the clip's name and -edited)", metavar="OUT")
     _option(parser, "--quiet", "no progress bars", action="store_true")
     words = parser.add_argument_group("words")
     _option(words, "--source-prompt", "what the clip shows now; helps the inversion (default: none)", metavar="TEXT")
@@ -349,7 +351,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
 # %% ../nbs/13_cli.ipynb #d09e9f97
 def _run_invert(args: argparse.Namespace) -> None:
     "`tokenflow_nb invert`"
-    source = _existing_file(args.source)
+    source = _source(args.source)
     from tokenflow_nb.clip import fit_clip, read_clip
     from tokenflow_nb.edit import default_size
     from tokenflow_nb.inversion import gate, invert
@@ -371,6 +373,7 @@ def _add_invert(commands: argparse._SubParsersAction) -> None:
         _run_invert,
         "invert a clip, and say whether the inversion is good enough to edit",
         'examples:\n  tokenflow_nb invert wolf.mp4 "a wolf"\n  tokenflow_nb invert wolf.mp4 --model toy --size 128',
+        "The frames that are inverted are kept: the same command goes on from there.",
     )
     _add_source(parser)
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", default="", help="what the clip shows (default: none)")
@@ -451,7 +454,7 @@ def _cases(args: argparse.Namespace) -> Sequence:
     "The clips of a suite. Raises `ValueError` for a DAVIS folder that is not named or not one."
     from tokenflow_nb.data import davis, toy_benchmark
 
-    frames = args.frames or _SUITES[args.suite]["frames"]
+    frames = _SUITES[args.suite]["frames"] if args.frames is None else args.frames
     if args.suite == "toy":
         return toy_benchmark(args.scenes, args.prompts, frames=frames)
     if not args.davis_folder:
@@ -484,21 +487,18 @@ def _run_evaluate(args: argparse.Namespace) -> None:
         return _list_evaluate()
     if args.suite is None:
         raise ValueError(f"--suite is needed: {' or '.join(_SUITES)}; --list shows methods and metrics")
-    folder = _writable_folder(args.out)
+    folder = writable_folder("--out", args.out)
     from tokenflow_nb.report import METRICS
     from tokenflow_nb.suite import run_suite, write_report
 
     if unknown := [name for name in args.metrics or [] if name not in METRICS]:
         raise ValueError(f"--metrics: {unknown[0]!r} is unknown; there are {', '.join(METRICS)}")
     methods, defaults = _chosen(args), _SUITES[args.suite]
-    settings = {name: getattr(args, name) or defaults[name] for name in ("model", "num_inference_steps", "keyframe_interval")} | _given(args, ("guidance_scale",))
-    try:
-        report = run_suite(
-            _cases(args), methods, folder, metrics=args.metrics, judge=args.judge, processes=_processes(args), progress=not args.quiet, **settings
-        )
-    except KeyboardInterrupt:
-        print(f"\nWhat is finished is kept in {folder}: the same command goes on from there.", file=sys.stderr)
-        raise
+    settings = {name: defaults[name] if getattr(args, name) is None else getattr(args, name) for name in ("model", "num_inference_steps", "keyframe_interval")} | _given(args, ("guidance_scale",))
+    args.kept = f"What is finished is kept in {folder}: the same command goes on from there."
+    report = run_suite(
+        _cases(args), methods, folder, metrics=args.metrics, judge=args.judge, processes=_processes(args), progress=not args.quiet, **settings
+    )
     _print_files(folder, [path.name for path in write_report(report, folder)])
     _print_summary(report)
 
@@ -574,7 +574,7 @@ def _numbers(text: str) -> list[int]:
 
 def _run_bench(args: argparse.Namespace) -> None:
     "`tokenflow_nb bench`"
-    folder = _writable_folder(args.out)
+    folder = writable_folder("--out", args.out)
     from tokenflow_nb.bench import bench
 
     settings = _given(args, ("presets", "lengths", "frames", "scenes", "steps", "growth_steps", "resolution", "clock"))
@@ -596,7 +596,8 @@ published, with 1,169 evaluations a frame where the default has 96: it takes lon
 def _add_bench(commands: argparse._SubParsersAction) -> None:
     "The options of `tokenflow_nb bench`."
     parser = _command(
-        commands, "bench", _run_bench, "measure this machine: time by stage, memory and quality of each preset, growth with the length", _BENCH_EPILOG
+        commands, "bench", _run_bench, "measure this machine: time by stage, memory and quality of each preset, growth with the length", _BENCH_EPILOG,
+        "Nothing is kept of a measurement that was stopped.",
     )
     _option(parser, "--size", "toy, or sd: Stable Diffusion 2.1 with random weights, which needs no download", choices=("toy", "sd"), default="toy")
     _option(parser, "--presets", "names with commas between them (default: default,draft,fifty,published)", type=_names, metavar="A,B")
@@ -611,13 +612,20 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     _option(parser, "--quiet", "no progress bars", action="store_true")
 
 # %% ../nbs/13_cli.ipynb #31f951da
+class _Parser(argparse.ArgumentParser):
+    "A parser that says in one line what it does not understand."
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} ({self.prog} --help lists what there is)\n")
+
+
 def parser() -> argparse.ArgumentParser:
     "The parser of the whole command line."
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="tokenflow_nb",
         epilog=_ROOT_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Edit a video by a sentence with an image diffusion model.",
+        description="Edit a video by a prompt with an image diffusion model.",
     )
     top.add_argument("--version", action="version", version=f"tokenflow_nb {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
@@ -628,21 +636,19 @@ def parser() -> argparse.ArgumentParser:
 # %% ../nbs/13_cli.ipynb #7f5a22c6
 def main(
     argv: Sequence[str] | None = None,  # the arguments; `None`: those of the process
-) -> int:  # the exit code: 0 done, 1 failed, 130 stopped by Ctrl-C
+) -> int:  # the exit code: 0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C
     "Run the command line. Arguments that cannot be understood raise `SystemExit(2)`, as argparse does."
     args = parser().parse_args(argv)
     try:
         args.run(args)
     except KeyboardInterrupt:
-        print("\ntokenflow_nb: stopped", file=sys.stderr)
+        print(f"\ntokenflow_nb: stopped{args.kept and f'. {args.kept}'}", file=sys.stderr)
         return 130
-    except (
-        Exception
-    ) as error:  # the last stop before the person: whatever it is, it becomes a sentence and an exit code
+    except Exception as error:  # the last stop before the person: whatever it is, it becomes one line and an exit code
         if args.debug:
             raise
         print(f"tokenflow_nb: error: {_sentence(error)}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, (ValueError, FileNotFoundError)) else 1
     return 0
 
 

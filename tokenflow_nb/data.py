@@ -17,7 +17,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from .arguments import frame_size, listed, refuse, whole
 from .clip import Clip, Fit, fit_clip
+from .files import checked_path
 from .report import Case
 from .toy.world import BACKGROUNDS, MATERIALS, SHAPES, Scene, held_out
 
@@ -47,9 +49,8 @@ def toy_benchmark(
     size: int = 128,
 ) -> list[Case]:
     "`n * prompts` cases of the toy world, always the same for the same arguments. Raises `ValueError` for counts below 1 or more prompts than other materials."
-    for what, value in dict(n=n, prompts=prompts, frames=frames).items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{what}={value!r}: give a whole number of at least 1")
+    n, prompts, frames, size = (whole(name, value, 1) for name, value in dict(n=n, prompts=prompts, frames=frames, size=size).items())
+    seed = whole("seed", seed, 0)
     if prompts >= len(MATERIALS):
         raise ValueError(f"prompts={prompts}: a scene can become one of {len(MATERIALS) - 1} other materials; give fewer")
     if n > _SCENES:
@@ -97,7 +98,7 @@ def load_pairs(
     path: str | Path | None = None,  # a YAML file; None: the 61 that come with this package
 ) -> list[Pair]:
     "The pairs of a list, in its order. Raises `ValueError` that names file, line and entry."
-    path = Path(str(files("tokenflow_nb") / "pairs.yaml")) if path is None else Path(path).expanduser()
+    path = Path(str(files("tokenflow_nb") / "pairs.yaml")) if path is None else checked_path("pairs", path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give a YAML list of entries with id, source_prompt and prompt")
     text = path.read_text(encoding="utf-8")
@@ -152,7 +153,7 @@ def _pictures(root: Path) -> Path:
 def _ids(root: Path, split: str | Iterable[str]) -> list[str]:
     "The clips of a split. Raises `ValueError` for an unknown split or a list that is not there."
     if not isinstance(split, str):
-        return list(split)
+        return listed("split", split, "clips, or 'val' or 'train'")
     if split not in _SPLITS:
         raise ValueError(f"split={split!r} is unknown: give {' or '.join(map(repr, _SPLITS))}, or a list of clips such as ['bear', 'blackswan']")
     path = root / "ImageSets" / "2017" / f"{split}.txt"
@@ -250,12 +251,11 @@ def davis(
     pairs: Sequence[Pair] | str | Path | None = None,  # what to ask for, or its file; None: the package's own list
 ) -> DavisCases:
     "The edits over a DAVIS 2017 folder whose clip is in the split. Raises `ValueError` that says what was expected and what was found."
-    if len(np.shape(resolution)) != 1 or len(resolution) != 2 or any(side < 8 or side % 8 for side in resolution):
-        raise ValueError(f"resolution={resolution!r}: give height and width, multiples of 8, such as (384, 672)")
-    if not isinstance(max_frames, int) or isinstance(max_frames, bool) or max_frames < 1:
-        raise ValueError(f"max_frames={max_frames!r}: give a whole number of at least 1")
-    root = Path(folder).expanduser()
-    pictures, asked = _pictures(root), load_pairs(pairs) if isinstance(pairs, str | Path | None) else [Pair(*pair) for pair in pairs]
+    size, max_frames = frame_size("resolution", resolution), whole("max_frames", max_frames, 1, of="frames")
+    if any(side % 8 for side in size):
+        refuse("resolution", resolution, "give height and width, multiples of 8, such as (384, 672)")
+    root = checked_path("folder", folder)
+    pictures, asked = _pictures(root), load_pairs(pairs) if isinstance(pairs, str | Path | None) else [_pair(Pair(*pair)._asdict()) for pair in pairs]
     ids = _ids(root, split)
     chosen = tuple(pair for pair in asked if pair.id in ids)
     without = [] if isinstance(split, str) else [name for name in ids if name not in {pair.id for pair in asked}]
@@ -263,4 +263,4 @@ def davis(
         raise ValueError(f"split={split!r}: no pair asks for {without[0] if without else 'any of its clips'}; give pairs=, see load_pairs")
     if lost := [name for name in dict.fromkeys(pair.id for pair in chosen) if not (pictures / name).is_dir()]:
         raise ValueError(f"expected {pictures / lost[0]}, found in {pictures.name}: {_listed(pictures)}; {len(lost)} of the clips are missing: {_LAYOUT}")
-    return DavisCases(chosen, pictures, tuple(map(int, resolution)), max_frames)
+    return DavisCases(chosen, pictures, size, max_frames)

@@ -6,7 +6,6 @@
 __all__ = ['JobError', 'EditJob', 'Outcome', 'JobsFailed', 'Outcomes', 'edit_many', 'LocalExecutor', 'RayExecutor', 'WorkerLost']
 
 # %% ../nbs/14_jobs.ipynb #1c7d8404
-import difflib
 import hashlib
 import inspect
 import json
@@ -28,8 +27,10 @@ from typing import Any, Literal
 import torch
 from tqdm.auto import tqdm
 
+from .arguments import choice, listed, shown, whole
 from .clip import Clip, as_clip
-from .edit import EditConfig, edit_video
+from .edit import EditConfig, checked_options, checked_store, edit_video, file_of, known_device
+from .files import checked_path, film_and_record, writable_target, write_json
 from .model import MODELS, Model, shared_model
 from .store import Store, digest
 from .workers import LocalExecutor, RayExecutor, WorkerLost
@@ -49,16 +50,19 @@ _OF_THE_RUN = ("store", "progress")  # decided by edit_many for all jobs
 _OPTIONS = sorted({*_ARGUMENTS, *_SETTINGS, *_READING} - {"source", "prompt", "out", "model", *_OF_THE_RUN})
 
 
-def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
-    "The options, if `edit_video` has all of them. Raises `JobError` that names the nearest."
+def _checked_options(prompt: str, options: dict[str, Any]) -> dict[str, Any]:
+    "The options as Python's own. Raises `JobError` for one that `edit_video` does not have, `ValueError` for a bad value."
     for name in options:
         if name in _OF_THE_RUN:
-            raise JobError(f"{name}={options[name]!r} is no part of a job: give it to edit_many, for all jobs")
-        if name not in _OPTIONS:
-            near = difflib.get_close_matches(name, _OPTIONS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise JobError(f"{name}={options[name]!r}: edit_video has no such option; {hint}It has {', '.join(_OPTIONS)}")
-    return options
+            raise JobError(f"{name}={shown(options[name])} is no part of a job: give it to edit_many, for all jobs")
+        try:
+            choice("option", name, _OPTIONS)
+        except ValueError as error:
+            raise JobError(f"{name}={shown(options[name])}: edit_video has no such option; {error}") from None
+    config = EditConfig(prompt, **{name: value for name, value in options.items() if name in _SETTINGS})
+    others = {name: value for name, value in options.items() if name not in (*_SETTINGS, "device")}
+    device = dict(device=known_device("device", options["device"], here=False)) if "device" in options else {}  # a worker's, not this machine's
+    return {name: getattr(config, name) for name in options if name in _SETTINGS} | checked_options(**others) | device
 
 # %% ../nbs/14_jobs.ipynb #669b1535
 def _file_digest(path: Path) -> str:
@@ -109,22 +113,24 @@ class EditJob:
     def __init__(self, source: "str | Path | Clip | Any", prompt: str, out: str | Path, model: str | Path = "sd1.5", **options: Any):
         if isinstance(model, Model):
             raise JobError(f"model={model!r} is loaded: give its name or folder; every worker loads it once")
-        EditConfig(prompt, **{name: value for name, value in _checked_options(options).items() if name in _SETTINGS})
-        path = isinstance(source, str | os.PathLike)
-        model = str(Path(model).absolute() if str(model) not in MODELS and Path(model).is_dir() else model)
-        values = dict(source=_absolute(source) if path else as_clip(source), prompt=prompt, out=_target(out), model=model, options=options)
+        options = _checked_options(prompt, options)
+        source = _absolute(source) if isinstance(source, str | os.PathLike) else as_clip(source)
+        place = checked_path("model", model, JobError)
+        model = str(place.absolute() if str(model) not in MODELS and place.is_dir() else model)
+        out = _absolute(writable_target("out", out, file_of(source), JobError))
+        values = dict(source=source, prompt=prompt, out=out, model=model, options=options)
         for name, value in values.items():
             object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
 
     @property
     def clip_path(self) -> Path:
         "The edited clip."
-        return self.out if self.out.suffix else self.out / "edited.mp4"
+        return film_and_record(self.out)[0]
 
     @property
     def record_path(self) -> Path:
         "How it was made."
-        return self.out.with_suffix(".json") if self.out.suffix else self.out / "run.json"
+        return film_and_record(self.out)[1]
 
     @property
     def digest(self) -> str:
@@ -145,23 +151,12 @@ def _absolute(path: str | os.PathLike) -> Path:
     return Path(path).expanduser().absolute()
 
 
-def _target(out: str | Path) -> Path:
-    "Where a result goes. Raises `JobError` for what is neither a clip's name nor a folder's."
-    if not isinstance(out, str | os.PathLike) or not str(out).strip():
-        raise JobError(f"out={out!r}: give a file ending in .mp4 or .gif, or a folder; a job's result is what it leaves there")
-    out = _absolute(out)
-    if out.suffix not in ("", ".mp4", ".gif") or (not out.suffix and out.is_file()):
-        raise JobError(f"out={str(out)!r}: give a file ending in .mp4 or .gif, or a folder")
-    return out
-
 # %% ../nbs/14_jobs.ipynb #18352ecf
 def _sign(job: EditJob, made_from: str) -> None:
     "Says in a result's record which job it is the result of."
     record = json.loads(job.record_path.read_text(encoding="utf-8"))
     record["job"] = dict(digest=made_from, clip=_file_digest(job.clip_path))
-    temporary = job.record_path.with_name(f".{job.record_path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, job.record_path)
+    write_json(job.record_path, record, indent=2)
 
 
 def _finished(job: EditJob, made_from: str) -> bool:
@@ -246,7 +241,7 @@ class Outcome:
         "A row of the table."
         source = "frames" if isinstance(self.job.source, Clip) else self.job.source.name
         tried = f" (tried {len(self.losses) + 1} times)" if self.losses else ""
-        return source, self.job.prompt, self.status + tried, f"{self.seconds:.1f}", self.error or str(self.path)
+        return source, " ".join(self.job.prompt.split()), self.status + tried, f"{self.seconds:.1f}", self.error or str(self.path)
 
     def __repr__(self) -> str:
         return f"Outcome({' · '.join(part for part in (self.job.prompt, self.status, self.error) if part)})"
@@ -303,7 +298,7 @@ def _checked(jobs: Iterable[EditJob]) -> list[EditJob]:
     "The jobs as a list. Raises `JobError` that names the job for what cannot be run."
     if isinstance(jobs, EditJob):
         raise JobError(f"jobs={jobs!r} is one job: give a list, [job]")
-    jobs = list(jobs)
+    jobs = listed("jobs", jobs, "EditJob(source, prompt, out, ...)", JobError)
     if not jobs:
         raise JobError("jobs is empty: give at least one EditJob")
     for place, job in enumerate(jobs):
@@ -327,12 +322,6 @@ def _digests(jobs: list[EditJob]) -> list[str]:
             if found[first] != found[place]:
                 raise JobError(f"jobs[{first}] and jobs[{place}] are different and both write {path}: give each an out of its own")
     return found
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise JobError(f"{name}={value!r}: give a whole number, at least {least}")
-    return value
 
 
 def _checked_executor(executor: Any) -> Any:
@@ -409,8 +398,9 @@ def edit_many(
     progress: bool = True,
 ) -> Outcomes:
     "Runs what has no result yet and tells what became of each job. Raises `JobError` for bad arguments before any work, and nothing afterwards: see `raise_failed`."
-    jobs, executor, retries = _checked(jobs), _checked_executor(executor), _whole("retries", retries, 0)
-    threads = torch.get_num_threads() if threads is None else _whole("threads", threads, 1)
+    jobs, executor, retries = _checked(jobs), _checked_executor(executor), whole("retries", retries, 0, error=JobError)
+    threads = whole("threads", threads, 1, none="those of this process", error=JobError) or torch.get_num_threads()
+    checked_store("store", store)
     digests = _digests(jobs)
     first = {(job.clip_path, made_from): place for place, (job, made_from) in reversed([*enumerate(zip(jobs, digests))])}  # the same job twice is done once
     open_places = [place for place in sorted(first.values()) if not _finished(jobs[place], digests[place])]

@@ -17,9 +17,10 @@ import numpy as np
 from matplotlib import rc_context
 from PIL import Image
 
+from .arguments import number, refuse, text, whole
 from .clip import Clip, fit_clip
 from .correspondence import Chart
-from .report import ANCHORS, METRICS, Interval, Report
+from .report import ANCHORS, METRICS, Interval, Report, name_lines
 
 # %% ../nbs/11_page.ipynb #c8872415
 _TALLEST, _LONGEST = 192, 48  # pixels and frames of a film in the page
@@ -33,6 +34,7 @@ def film_strip(
     quality: int = 85,  # of WebP
 ) -> tuple[bytes, int]:
     "The frames one below the other as a WebP picture, and how many they are."
+    height, frames, quality = whole("height", height, 1), whole("frames", frames, 1), whole("quality", quality, 0, 100)
     clip = clip[: min(frames, _HIGHEST_STRIP // min(height, clip.size[0]))]
     if clip.size[0] > height:
         clip = fit_clip(clip, (height, max(1, round(clip.size[1] * height / clip.size[0]))), multiple=1)
@@ -104,18 +106,19 @@ def _svg(figure: Chart, about: str) -> str:
 def _trade_off(report: Report, across: str, up: str) -> Chart:
     "Two metrics against each other: what a method pays for what it gains."
     figure = Chart(figsize=(6, 3.4), layout="constrained", dpi=80)
-    axes = figure.subplots()
+    axes, points = figure.subplots(), {}
     for place, method in enumerate(report.methods):
         ends = [report.summary(name).get(method) for name in (across, up)]
         if all(ends):
             (x, left, right, _), (y, low, high, _) = (np.multiply(end, METRICS[name].scale) for end, name in zip(ends, (across, up)))
             colour = "0.6" if method in ANCHORS else f"C{place % 10}"
-            axes.errorbar(x, y, yerr=np.nan_to_num([[y - low], [high - y]]), xerr=np.nan_to_num([[x - left], [right - x]]), fmt="osv^DPX"[place % 7], color=colour, linewidth=0.6, label=method)
+            points[method] = axes.errorbar(x, y, yerr=np.nan_to_num([[y - low], [high - y]]), xerr=np.nan_to_num([[x - left], [right - x]]), fmt="osv^DPX"[place % 7], color=colour, linewidth=0.6)
     words = dict(higher="higher is better", lower="lower is better")
     for name, label in ((across, axes.set_xlabel), (up, axes.set_ylabel)):
         label(f"{METRICS[name].title} ({words.get(METRICS[name].better, '')})")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)  # names beside points that nearly coincide would overlap
+    legend = figure.legend(points.values(), map(str, range(len(points))), loc="outside right upper", fontsize=8, frameon=False)  # beside the points names would overlap
+    name_lines(legend, points)
     return figure
 
 
@@ -257,7 +260,10 @@ def _card(report: Report) -> str:
 def _films(report: Report, films: Iterable[tuple[str, Mapping[str, Clip]]], max_bytes: int) -> str:
     "The sections of all cases, as many as there is room for."
     found, used, left_out = [], 0, 0
-    for case, clips in films:
+    for pair in films if isinstance(films, Iterable) else [films]:
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            refuse("films", pair, "give clips by case and method, or pairs of a case and its clips")
+        case, clips = pair
         section = "" if used >= max_bytes else _case(report, case, clips)
         if not section or used + len(section) > max_bytes and found:
             used, left_out = max_bytes, left_out + 1
@@ -275,6 +281,7 @@ def report_page(
     max_bytes: int = 15_000_000,  # of all films; cases beyond that are left out, and it is said
 ) -> str:
     "The report as one HTML page that loads nothing from elsewhere."
+    title, max_bytes = text("title", title), number("max_bytes", max_bytes, 0)
     pairs = films.items() if isinstance(films, Mapping) else films
     sections = _films(report, pairs, max_bytes)
     summary = f"{len(report.cases)} clip{'s' * (len(report.cases) != 1)} × {len(report.methods)} methods. Mean over clips, below it the 95 % bootstrap interval. Grey: the anchors."

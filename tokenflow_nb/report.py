@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'STEADIEST', 'FRAMES_ALONE', 'ANCHORS', 'Edited', 'Case', 'Metric', 'Interval', 'bootstrap_interval', 'Row',
-           'measure', 'Report', 'evaluate']
+           'measure', 'Report', 'drawable', 'name_lines', 'check_flow', 'evaluate']
 
 # %% ../nbs/10_report.ipynb #c5fd6876
 import csv
@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,12 +21,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.legend import Legend
 
 from . import __version__, metrics
+from .arguments import check_fields, choice, instance, listed, number, refuse, shown, text, whole
 from .clip import Clip, as_clip
 from .correspondence import Chart
 from .edit import EditResult
-from .flow import Estimator, Flow, estimate_flow
+from .files import checked_path, replaced, writable_file, write_json
+from .flow import ESTIMATORS, Estimator, Flow, estimate_flow
 from .metrics import ClipJudge, Measure, consistency_recovered
 from .store import Store
 from .toy.world import Scene
@@ -45,8 +49,11 @@ class Case:
     scene: Scene | None = None  # in the toy world, the scene that is asked for
 
     def __post_init__(self):
-        if not isinstance(self.prompt, str) or not self.prompt.strip():
-            raise ValueError(f"{self.name}: prompt={self.prompt!r} is empty; say what the edited clip shows")
+        needed = dict(name="give the case a name", prompt="say what the edited clip shows")
+        check_fields(self, {name: partial(text, needed=remedy) for name, remedy in needed.items()} | dict(source_prompt=text))
+        instance("source", self.source, Clip, "give a clip, as_clip(frames) or read_clip(file) makes one")
+        for what, kind in (("ideal", Clip), ("flow", Flow), ("scene", Scene)):
+            instance(what, getattr(self, what), kind, f"give a {kind.__name__}", none="unknown")
         shape = self.source.frames.shape[:3]
         if self.mask is not None and (np.shape(self.mask) != shape or np.asarray(self.mask).dtype != bool):
             raise ValueError(f"{self.name}: mask of shape {np.shape(self.mask)}; give a bool for each pixel of the source, {shape}")
@@ -155,7 +162,8 @@ def bootstrap_interval(
     seed: int = 0,
 ) -> Interval:
     "The statistic with its percentile bootstrap interval. Raises `ValueError` without a clip."
-    values = np.asarray(values, np.float64)
+    values, draws, seed = np.array(listed("values", values, "figures, one for each clip"), np.float64), whole("draws", draws, 1), whole("seed", seed, 0)
+    level = number("level", level, above=0, most=1)
     if not len(values):
         raise ValueError("values: no clip, so there is nothing to average")
     if len(values) == 1:
@@ -245,8 +253,8 @@ class Report:
     def values(self, metric: str, method: str) -> dict[str, Measure]:
         "The figures of a method by case. Raises `ValueError` for an unknown name."
         for what, name, known in (("metric", metric, METRICS), ("method", method, self.methods)):
-            if name not in known:
-                raise ValueError(f"{what}={name!r} is unknown: this report has {', '.join(known)}")
+            if name not in list(known):
+                raise ValueError(f"{what}={shown(name)} is unknown: this report has {', '.join(known)}")
         return {row.case: row.measures[metric] for row in self.rows if row.method == method and metric in row.measures}
 
     def summary(self, metric: str) -> dict[str, Interval]:
@@ -266,12 +274,12 @@ class Report:
     def markdown(self, metrics: Iterable[str] | None = None) -> str:
         "The table in Markdown: methods down, metrics across."
         head, *rows = _cells(self, metrics)
-        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join([_escaped(name), *cells])} |" for name, *cells in rows)]
         return "\n".join(lines)
 
     def figure(self, metrics: Iterable[str] = ("warp_error", "clip_gain", "sharpness_kept")) -> Chart:
         "Means with their intervals, a panel for each metric."
-        return _summary_figure(self, [name for name in metrics if name in self.metrics])
+        return _summary_figure(self, [name for name in _metric_names(metrics, []) if name in self.metrics])
 
     def frames_figure(self, metric: str = "warp_error", case: str | None = None) -> Chart:
         "A metric frame by frame, a line for each method, in one case (the first if none is named)."
@@ -279,16 +287,16 @@ class Report:
 
     def to_csv(self, path: str | Path) -> Path:
         "A line for each clip, a column for each metric."
-        return _write_csv(self, Path(path))
+        return _write_csv(self, writable_file("path", path))
 
     def to_json(self, path: str | Path) -> Path:
         "Everything, frame by frame, with card and choices."
-        return _write_json(self, Path(path))
+        return _write_json(self, writable_file("path", path))
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Report":
         "What `to_json` wrote."
-        return _read_json(Path(path))
+        return _read_json(checked_path("path", path))
 
     def __repr__(self) -> str:
         lines = [f"Report({len(self.methods)} methods · {len(self.cases)} cases)", self.markdown()]
@@ -351,9 +359,19 @@ def _shown(found: Interval, scale: float, digits: int) -> str:
     return value if math.isnan(found.low) else f"{value} [{low}, {high}]"
 
 
+def _escaped(name: str) -> str:
+    "A name in a Markdown table: one line, and no sign in it is markup."
+    return re.sub(r"([\\|<$*`\[])", r"\\\1", " ".join(name.split()))
+
+
+def drawable(name: str) -> str:
+    "A name without the signs that an SVG cannot hold. To be drawn with `parse_math=False`, or a `$` would begin a formula."
+    return re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", name)
+
+
 def _cells(report: Report, names: Iterable[str] | None = None) -> list[list[str]]:
     "The table as text, its head first."
-    names = [name for name in report.metrics if name != "source_warp_error"] if names is None else list(names)
+    names = [name for name in report.metrics if name != "source_warp_error"] if names is None else _metric_names(names, [])
     columns = {f"{METRICS[name].title} {dict(higher='↑', lower='↓').get(METRICS[name].better, '')}": (report.summary(name), METRICS[name]) for name in names}
     if recovered := report.recovered():
         columns = {"consistency recovered ↑": (recovered, Metric(None, "")), **columns}
@@ -398,7 +416,8 @@ def _summary_figure(report: Report, names: list[str]) -> Chart:
         arrow = dict(higher=" →", lower=" ←").get(metric.better, "")
         axes.set_xlabel(metric.title + arrow)
         axes.grid(axis="x", alpha=0.3)
-    axes.set_yticks(range(len(methods)), methods)
+    for axes in figure.axes:  # they share the names, but each has labels of its own
+        axes.set_yticks(range(len(methods)), [drawable(method) for method in methods], parse_math=False)
     axes.invert_yaxis()
     return figure
 
@@ -409,14 +428,21 @@ def _frames_figure(report: Report, name: str, case: str | None) -> Chart:
     if case not in report.cases:
         raise ValueError(f"case={case!r} is unknown: this report has {', '.join(report.cases)}")
     figure = Chart(figsize=(6, 2.6), layout="constrained", dpi=80)
-    axes = figure.subplots()
+    axes, lines = figure.subplots(), {}
     for method in report.methods:
         if case in (found := report.values(name, method)):
             values = found[case].per_frame * METRICS[name].scale
-            axes.plot(np.arange(len(values)), values, label=method, color="0.6" if method in ANCHORS else None, linestyle=":" if method == "vae" else "-")
-    axes.set(xlabel="frame", ylabel=METRICS[name].title, title=case, ylim=(0, None) if METRICS[name].better == "lower" else None)
-    axes.legend(fontsize=7)
+            lines[method] = axes.plot(np.arange(len(values)), values, color="0.6" if method in ANCHORS else None, linestyle=":" if method == "vae" else "-")[0]
+    axes.set(xlabel="frame", ylabel=METRICS[name].title, ylim=(0, None) if METRICS[name].better == "lower" else None)
+    axes.set_title(drawable(case), parse_math=False)
+    name_lines(axes.legend(lines.values(), map(str, range(len(lines))), fontsize=7), lines)
     return figure
+
+
+def name_lines(legend: Legend, names: Iterable[str]) -> None:
+    "Puts names into a legend as they are: matplotlib would leave out those that begin with an underscore."
+    for label, name in zip(legend.get_texts(), names):
+        label.set(text=drawable(name), parse_math=False)
 
 # %% ../nbs/10_report.ipynb #3c76cfe6
 def _number(value: float) -> float | None:
@@ -433,8 +459,7 @@ def _write_json(report: Report, path: Path) -> Path:
             for name, found in row.measures.items()
         }
         rows.append(dict(method=row.method, case=row.case, measures=figures, errors=row.errors))
-    path.write_text(json.dumps(dict(card=report.card, rows=rows), ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return path
+    return write_json(path, dict(card=report.card, rows=rows), ensure_ascii=False, allow_nan=False)
 
 
 def _read_json(path: Path) -> Report:
@@ -458,7 +483,7 @@ def _measure_of(name: str, value: float | None, per_frame: list, unit: str, choi
 def _write_csv(report: Report, path: Path) -> Path:
     "See `Report.to_csv`."
     names = report.metrics
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replaced(path) as part, part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(["method", "case", *names, "errors"])
         for row in report.rows:
@@ -483,7 +508,9 @@ def _cases_of(methods: dict[str, list[Edited]], cases: Case | Sequence[Case] | N
         if not first or not all(isinstance(result, EditResult) for result in first):
             raise ValueError("cases: a clip alone does not say what was asked; give Case(name, source, prompt) for each")
         cases = [Case.of(result) for result in first]
-    cases = [cases] if isinstance(cases, Case) else list(cases)
+    cases = [cases] if isinstance(cases, Case) else listed("cases", cases, "cases, Case(name, source, prompt)")
+    for place, case in enumerate(cases):
+        instance(f"cases[{place}]", case, Case, "give a Case(name, source, prompt)")
     for method, clips in methods.items():
         if len(clips) != len(cases):
             raise ValueError(f"{method}: {len(clips)} clips for {len(cases)} cases; give one clip for each case, in the same order")
@@ -497,7 +524,9 @@ def _metric_names(wanted: Iterable[str] | None, cases: list[Case]) -> list[str]:
     "The metrics asked for, or all that some case allows. Raises `ValueError` for an unknown one."
     if wanted is None:
         return [name for name, metric in METRICS.items() if any(not _lacking(metric, case) for case in cases)]
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    wanted = listed("metrics", wanted, "names")
+    if not wanted:
+        raise ValueError(f"metrics is empty: name at least one of {', '.join(METRICS)}, or None for all")
     if unknown := [name for name in wanted if name not in METRICS]:
         raise ValueError(f"metrics={unknown[0]!r} is unknown: there are {', '.join(METRICS)}")
     return wanted
@@ -513,6 +542,14 @@ def _judge_for(judge: str | Path | ClipJudge | None, cases: list[Case], toy: boo
     except (OSError, ValueError) as error:
         remedy = "give judge= a folder or hub id, or name metrics= that need no CLIP"
         raise ValueError(f"judge={str(checkpoint)!r} cannot be loaded; {remedy}. {str(error).splitlines()[0]}") from error
+
+
+def check_flow(flow: str | Estimator) -> None:
+    "Raises `ValueError` for what no flow can be estimated by."
+    if isinstance(flow, str):
+        choice("flow", flow, ESTIMATORS)
+    elif not callable(flow) or not hasattr(flow, "choices"):
+        refuse("flow", flow, "give 'dis', 'raft', or an estimator such as DisFlow()")
 
 
 def _flow_of(case: Case, flow: str | Estimator, store: Store | None) -> Flow | Exception:
@@ -556,6 +593,7 @@ def evaluate(
     store: Store | None = None,  # where flow is kept; None: the default cache
 ) -> Report:
     "The `Report` of all clips. Methods named as in `ANCHORS` are the anchors. Raises `ValueError` for arguments that make no table."
+    check_flow(flow)
     methods = _by_method(results)
     cases = _cases_of(methods, cases)
     names, needed = _metric_names(metrics, cases), set()

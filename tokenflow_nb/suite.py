@@ -15,6 +15,7 @@ import queue
 import re
 import signal
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -27,14 +28,16 @@ import torch
 from tqdm.auto import tqdm
 
 from . import __version__, baselines
+from .arguments import listed, shown, whole
 from .baselines.job import Job, Method
-from .clip import Clip, as_clip, write_clip
-from .edit import EditConfig
+from .clip import Clip, ClipError, as_clip, write_clip
+from .edit import EditConfig, checked_options
+from .files import checked_path, replaced, writable_folder, write_json, write_text
 from .inversion import Trajectory, check_size
 from .metrics import ClipJudge, as_pair
 from .model import Model, load_model
 from .page import report_page
-from .report import METRICS, Case, Report, Row, evaluate
+from .report import METRICS, Case, Report, Row, check_flow, evaluate
 from .store import Store, digest
 
 # %% ../nbs/11_suite.ipynb #79bcb112
@@ -71,7 +74,9 @@ def _config_of(settings: dict[str, Any]) -> EditConfig:
 
 def _metrics_of(metrics: Iterable[str] | None) -> list[str] | None:
     "Names of metrics. Raises `SuiteError` for an unknown one."
-    names = [metrics] if isinstance(metrics, str) else metrics and list(metrics)
+    names = metrics if metrics is None else listed("metrics", metrics, "names", SuiteError)
+    if names == []:
+        raise SuiteError(f"metrics is empty: name at least one of {', '.join(METRICS)}, or None for all")
     if unknown := [name for name in names or [] if name not in METRICS]:
         raise SuiteError(f"metrics={unknown[0]!r} is unknown: there are {', '.join(METRICS)}")
     return names
@@ -82,21 +87,8 @@ def _slug(name: str) -> str:
     return f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')[:60]}-{digest(name)[:6]}"
 
 
-def _put(path: Path, write: Callable[[Path], Any]) -> Path:
-    "Lets `write` fill a file that then appears whole."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
-
-
 def _put_json(path: Path, value: Any) -> Path:
-    text = json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n"
-    return _put(path, lambda part: part.write_text(text, encoding="utf-8"))
+    return write_json(path, value, ensure_ascii=False, default=str)
 
 # %% ../nbs/11_suite.ipynb #293760a2
 class _Kept(NamedTuple):
@@ -110,14 +102,12 @@ class _Kept(NamedTuple):
 
 def _keep(path: Path, kept: _Kept) -> None:
     "Writes frames without loss, and a film to look at."
-    values = dict(frames=kept.clip.frames, fps=kept.clip.fps, key=kept.key, times=[kept.seconds, kept.inverting])
-
-    def write(part: Path):
-        with part.open("wb") as file:
-            np.savez_compressed(file, **values)
-
-    write_clip(path.with_suffix(".mp4"), kept.clip)
-    _put(path, write)
+    with replaced(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, frames=kept.clip.frames, fps=kept.clip.fps, key=kept.key, times=[kept.seconds, kept.inverting])
+    try:
+        write_clip(path.with_suffix(".mp4"), kept.clip)
+    except ClipError as error:  # the figures come from the frames
+        warnings.warn(f"{path.stem}: no film to look at: {error}", UserWarning, stacklevel=2)
 
 
 def _kept(path: Path) -> _Kept | None:
@@ -216,7 +206,8 @@ def _plans(work: _Work, model: Model, progress: bool) -> list[_Plan]:
     found, names = [], getattr(work.cases, "names", None) or [f"case {place + 1}" for place in range(len(work.cases))]
     for place in tqdm(range(len(work.cases)), desc="cases", delay=2, leave=False, disable=not progress):
         try:
-            case = work.cases[place]
+            if not isinstance(case := work.cases[place], Case):
+                raise SuiteError(f"cases[{place}]={shown(case)}: give a Case(name, source, prompt)")
             check_size(model, case.source)
         except (OSError, ValueError) as error:  # this case is lost, the others are not
             found.append(_Plan(place, names[place], _slug(names[place]), "", (), (), _sentence(error)))
@@ -238,7 +229,7 @@ def _claim(work: _Work, plans: list[_Plan]) -> None:
     path = work.folder / "suite.json"
     asked = dict(settings=dict(model_digest=work.model_digest, **work.settings), methods={name: _about(method) for name, method in work.methods.items()})
     asked["cases"] = {plan.name: f"{plan.digest} {'×'.join(map(str, plan.shape))}" for plan in plans if not plan.error}
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else dict(settings={}, methods={}, cases={})
+    known = _claimed(path) if path.is_file() else {part: {} for part in asked}
     differences = []
     for part in asked:
         for name in asked[part].keys() & known[part].keys():
@@ -251,6 +242,16 @@ def _claim(work: _Work, plans: list[_Plan]) -> None:
             "name another folder, remove this one, or ask for the same"
         )
     _put_json(path, dict(version=__version__, **{part: known[part] | asked[part] for part in asked}))
+
+def _claimed(path: Path) -> dict[str, dict[str, Any]]:
+    "What `_claim` wrote. Raises `SuiteError` for another file."
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(known[part], dict) for part in ("settings", "methods", "cases")):
+            return known
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise SuiteError(f"{path} is damaged: remove it, and what is finished is used; or name another folder")
 
 # %% ../nbs/11_suite.ipynb #9a9d3c03
 class _TimedJob(Job):
@@ -296,7 +297,7 @@ def _pair(work: _Work, plan: _Plan, case: Case, job: Callable[[], _TimedJob], na
         row = Row(name, plan.name, {}, {"clip": _sentence(error)})
     wall = time.perf_counter() - began
     report = Report([row], card | dict(run=run | dict(wall=round(wall, 3), pixels=int(np.prod(plan.shape)))))
-    _put(work.row(plan.slug, name), report.to_json)
+    report.to_json(work.row(plan.slug, name))
     return wall
 
 # %% ../nbs/11_suite.ipynb #e56dbe36
@@ -490,15 +491,15 @@ def _is_toy(cases: Sequence[Case]) -> bool:
         return False
 
 
-def _check_processes(processes: int, methods: dict[str, Method]) -> None:
-    "Raises `SuiteError` for a number that is none, and for methods that cannot go to another process."
-    if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
-        raise SuiteError(f"processes={processes!r}: give a whole number, at least 1")
+def _check_processes(processes: int, methods: dict[str, Method]) -> int:
+    "How many. Raises `SuiteError` for a number that is none, and for methods that cannot go to another process."
+    processes = whole("processes", processes, 1, error=SuiteError)
     for name, method in methods.items() if processes > 1 else ():
         try:
             pickle.dumps(method)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise SuiteError(f"methods[{name!r}] cannot be sent to another process ({error}): use processes=1, or a function of a module") from error
+    return processes
 
 # %% ../nbs/11_suite.ipynb #3477c22c
 def run_suite(
@@ -518,27 +519,30 @@ def run_suite(
     """Every method on every case, measured. What is finished lies in `out`: the same call goes on from there, after an interrupt too.
     A method that fails is an error of its row. Raises `SuiteError` for arguments that cannot be, before any work."""
     methods, names, config = _methods_of(methods), _metrics_of(metrics), _config_of(settings)
-    _check_processes(processes, methods)
-    if not len(cases):
-        raise SuiteError("cases is empty: give at least one")
-    folder, loaded = _folder(out), load_model(model)
+    processes = _check_processes(processes, methods)
+    checked_options(store=store, progress=progress)
+    check_flow(flow)
+    if isinstance(cases, Case | str) or not hasattr(cases, "__getitem__") or not len(cases):
+        raise SuiteError(f"cases={shown(cases)}: give a list of at least one Case")
+    folder, loaded = writable_folder("out", out, SuiteError), load_model(model)
     judge = _judge_name(judge, names, loaded.name == "toy" or _is_toy(cases))
     work = _Work(cases, methods, folder, model if isinstance(model, Model) else str(model), loaded.digest, config, names, judge, flow, store)
     plans = _plans(work, loaded, progress)
+    _tidy(folder)
     _claim(work, plans)
     _finish(work, loaded, plans, processes, progress)
     return _gathered(work, plans)
 
 
-def _folder(out: str | Path) -> Path:
-    "A folder that can be written to, without what a killed process left half-written."
-    folder = Path(out).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise SuiteError(f"out={str(folder)!r} is a file: name a folder")
+_LEFT = re.compile(r"\.(.+\.)?[0-9a-f]{3,12}(\.\w+)+")  # names of files on their way, see `replaced` and `write_clip`
+
+
+def _tidy(folder: Path) -> None:
+    "Makes the folder, and removes what a killed process left half-written in it."
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob("*/*/.[0-9]*.*"):
-        left.unlink(missing_ok=True)
-    return folder
+    for left in folder.glob("*/*/.*"):
+        if _LEFT.fullmatch(left.name):
+            left.unlink(missing_ok=True)
 
 
 def _finish(work: _Work, model: Model, plans: list[_Plan], processes: int, progress: bool) -> None:
@@ -575,7 +579,7 @@ def read_films(
 ) -> Iterator[tuple[str, dict[str, Clip]]]:
     "For each case its name and its clips by name: the source, those of the methods, the ideal edit. What is not there is left out."
     for case in cases:
-        places = ((name, Path(out) / "clips" / _slug(case) / f"{name}.npz") for name in ("source", *methods, "ideal"))
+        places = ((name, checked_path("out", out) / "clips" / _slug(case) / f"{name}.npz") for name in ("source", *methods, "ideal"))
         yield case, {name: kept.clip for name, path in places if (kept := _kept(path))}
 
 
@@ -585,7 +589,7 @@ def write_report(
     title: str = "A comparison of video editing methods",
 ) -> list[Path]:
     "Writes `report.html`, `report.csv` and `cards.json` to the folder. Returns their paths."
-    out = Path(out)
+    out = writable_folder("out", out, SuiteError)
     page = report_page(report, read_films(out, report.cases, report.methods), title)
     machine = dict(machine=platform.machine(), cores=os.cpu_count(), python=platform.python_version())
     runs = []
@@ -595,7 +599,7 @@ def write_report(
                 run = Report.from_json(path).card["run"]
                 runs.append(dict(case=case, method=method, **{key: run.get(key) for key in ("seconds", "inverting", "failed")}))
     return [
-        _put(out / "report.html", lambda part: part.write_text(page, encoding="utf-8")),
-        _put(out / "report.csv", report.to_csv),
+        write_text(out / "report.html", page),
+        report.to_csv(out / "report.csv"),
         _put_json(out / "cards.json", dict(card=report.card, warnings=report.warnings, errors=report.errors, runs=runs, **machine)),
     ]

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from .arguments import number, whole
+
 # %% ../nbs/14_workers.ipynb #492b9784
 class WorkerLost(RuntimeError):
     "A worker ended in the middle of a call; the message says how."
@@ -29,8 +31,7 @@ class _Workers(Executor):
     "An executor of kept workers. A worker has `call(function, arguments, keywords)`, which raises `WorkerLost` when it dies, `close()`, `kill()` and `pid`."
 
     def __init__(self, count: int, start: Callable[[int], Any]):
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"workers={count!r}: give a whole number, at least 1")
+        count = whole("workers", count, 1)
         self._start, self._tasks, self._workers, self._closed = start, queue.SimpleQueue(), {}, False
         self._threads = [threading.Thread(target=self._attend, args=(place,), daemon=True) for place in range(count)]
         for thread in self._threads:
@@ -271,6 +272,7 @@ class RayExecutor(_Workers):
         cpus: float = 1,  # CPUs that Ray sets aside for a worker
         gpus: float | None = None,  # GPUs of a worker; None: one where the cluster has any
     ):
+        cpus, gpus = number("cpus", cpus, 0), number("gpus", gpus, 0, none="one where the cluster has any")
         ray = _import_ray()
         self._ray, self._started = ray, not ray.is_initialized()
         if self._started:

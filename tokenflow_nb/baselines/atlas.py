@@ -10,6 +10,7 @@ __all__ = ['fit_affine', 'layer_motion', 'mask_from_motion', 'Encoding', 'Layer'
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .job import Job, check_keyframe
+from ..arguments import check_fields, number
 from ..clip import Clip
 from ..flow import Flow, pixel_grid, warp
 from ..locks import process_lock
@@ -388,9 +390,7 @@ class LayeredAtlas:
     visits: float = 12  # how often each pixel of the clip is drawn while fitting
 
     def __post_init__(self):
-        check_keyframe(self.keyframe)
-        if not 0 < self.visits < math.inf:
-            raise ValueError(f"visits={self.visits!r}: give a number above 0, such as 12")
+        check_fields(self, dict(keyframe=check_keyframe, visits=partial(number, above=0, note="such as 12")))
 
     def __call__(self, job: Job) -> Clip:
         keyframe = job.keyframe(self.keyframe)

@@ -20,9 +20,10 @@ from .job import Job, Method
 from .patches import KeyframePatches
 from .text2video_zero import Text2VideoZero
 from .tune_a_video import TuneAVideo
-from ..clip import Clip, as_clip, fit_clip
-from ..edit import EditConfig, EditResult, default_size
-from ..model import Model, load_model
+from ..arguments import listed
+from ..clip import Clip, as_clip
+from ..edit import EditConfig, EditResult, checked_options, fitted
+from ..model import Model
 from ..store import Store
 
 # %% ../../nbs/baselines/07_compare.ipynb #f640f749
@@ -54,7 +55,7 @@ def make_methods(
     methods: Iterable[str] | Mapping[str, Method],  # names of `METHODS`, or methods by names of your own
 ) -> dict[str, Method]:
     "Methods by name. Raises `ValueError` for an unknown name, or none at all."
-    names = [methods] if isinstance(methods, str) else list(dict.fromkeys(methods))
+    names = list(dict.fromkeys(map(str, listed("methods", methods, "names"))))
     if not names:
         raise ValueError(f"methods is empty: name at least one of {', '.join(METHODS)}")
     if isinstance(methods, Mapping):
@@ -80,9 +81,9 @@ def compare(
     **config,  # fields of `EditConfig`
 ) -> dict[str, EditResult]:
     "The same edit by each method. Bad arguments raise `ValueError` before any long work."
-    chosen, settings, whole = make_methods(methods), EditConfig(prompt, **config), as_clip(source)
-    model = load_model(model, device=device)
-    clip = fit_clip(whole, size or default_size(model, whole), multiple=model.multiple)
+    chosen, settings = make_methods(methods), EditConfig(prompt, **config)
+    size = checked_options(size=size, store=store, device=device, progress=progress)["size"]
+    model, clip = fitted(as_clip(source), settings, model, size, device)
     job, results = Job(model, clip, settings, mask=mask, store=store, progress=progress), {}
     about = dict(name=model.name, digest=model.digest, device=str(model.device), dtype=str(model.dtype))
     for name, method in chosen.items():

@@ -10,13 +10,16 @@ import mimetypes
 import re
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .job import Job
+from ..arguments import check_fields, text
 from ..clip import Clip, ClipError, fit_clip, read_clip
+from ..files import checked_path
 
 # %% ../../nbs/baselines/06_external.ipynb #dfc5be44
 def slug(name: str) -> str:
@@ -61,6 +64,7 @@ def read_pictures(
     fps: float = 8.0,  # what they are shown at
 ) -> Clip:
     "The pictures of a folder as a clip. Raises `ClipError` when there are none, one cannot be read, or they differ in size."
+    folder = checked_path("folder", folder)
     paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in _PICTURES), key=_in_order)
     frames = []
     for path in paths:
@@ -111,9 +115,7 @@ class External:
     folder: Path  # a video or a folder of frames for each case, under the slug of the case's name
 
     def __post_init__(self):
-        object.__setattr__(self, "folder", Path(self.folder).expanduser())
-        if not isinstance(self.name, str) or not self.name.strip():
-            raise ValueError(f"name={self.name!r}: give the name of the program, as the table shall show it")
+        check_fields(self, dict(name=partial(text, needed="give the name of the program, as the table shall show it"), folder=checked_path))
         if not self.folder.is_dir():
             raise ValueError(f"folder={str(self.folder)!r}: no such folder; give one that holds the clips that {self.name} made")
 
@@ -128,4 +130,4 @@ def external(
     folder: str | Path,  # a video or a folder of frames for each case, under the slug of the case's name
 ) -> External:
     "A method that reads finished clips."
-    return External(name, Path(folder))
+    return External(name, folder)

@@ -13,10 +13,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from ..arguments import whole
 from ..clip import Clip
 from ..edit import Edit, EditConfig
 from ..flow import Flow, estimate_flow
 from ..inversion import Trajectory, check_size, invert
+from ..keyframes import intervals
 from ..model import Blocks, Model
 from ..store import Store
 
@@ -59,7 +61,10 @@ class Job:
         **changes,  # fields of `EditConfig`
     ) -> Clip:
         "The clip as `Edit` makes it."
-        edit = Edit(self.model, self.trajectory, replace(self.config, **changes), self.clip, keyframes=keyframes)
+        config = replace(self.config, **changes)
+        if config.keyframe_interval is not None:
+            intervals(len(self.clip), config.keyframe_interval)  # before the clip is inverted
+        edit = Edit(self.model, self.trajectory, config, self.clip, keyframes=keyframes)
         return edit.run(progress=self.progress).decode()
 
     def edit_images(
@@ -83,7 +88,7 @@ class Job:
 
     def keyframe(self, asked: int | None) -> int:
         "The frame that a method edits: the one asked for, or the middle one. Raises `ValueError` for one that the clip does not have."
-        check_keyframe(asked)
+        asked = check_keyframe("keyframe", asked)
         if asked is not None and asked >= len(self.clip):
             raise ValueError(f"keyframe={asked}: the clip has {len(self.clip)} frames; give a number below that, or None for the middle one")
         return len(self.clip) // 2 if asked is None else asked
@@ -94,10 +99,9 @@ class Job:
         return self.clip_of(torch.cat(list(pieces)).numpy())
 
 
-def check_keyframe(asked: int | None):
-    "Raises `ValueError` unless it is the number of a frame, or None."
-    if asked is not None and (not isinstance(asked, int) or isinstance(asked, bool) or asked < 0):
-        raise ValueError(f"keyframe={asked!r}: give the number of a frame, or None for the middle one")
+def check_keyframe(name: str, asked: int | None) -> int | None:
+    "The number of a frame, or None. Raises `ValueError` for anything else."
+    return whole(name, asked, 0, none="the middle one", note="frames count from 0")
 
 
 Method = Callable[[Job], Clip]

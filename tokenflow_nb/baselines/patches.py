@@ -7,11 +7,13 @@ __all__ = ['carried_positions', 'match_patches', 'vote', 'KeyframePatches']
 
 # %% ../../nbs/baselines/04_patches.ipynb #8501481b
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from .job import Job, check_keyframe
+from ..arguments import check_fields, number, refuse, whole
 from ..clip import Clip
 from ..flow import Flow, pixel_grid, warp
 
@@ -81,6 +83,13 @@ class _Search:
             radius //= 2
 
 # %% ../../nbs/baselines/04_patches.ipynb #e67a2ae7
+def _check_patch(name: str, value: int) -> int:
+    "The side of a patch. Raises `ValueError` for what has no middle."
+    if not (found := whole(name, value, 1, of="pixels", note="odd, such as 5")) % 2:
+        refuse(name, value, "give an odd number of pixels, such as 5")
+    return found
+
+
 def match_patches(
     target_guide: np.ndarray,  # (h, w, c): what looks for a match
     source_guide: np.ndarray,  # (H, W, c): where it is looked for
@@ -92,9 +101,8 @@ def match_patches(
     "The field: for each target pixel the source pixel (x, y) whose surroundings are most alike, `(h, w, 2)` int. By PatchMatch (Barnes et al. 2009)."
     if target_guide.ndim != 3 or source_guide.ndim != 3 or target_guide.shape[2] != source_guide.shape[2]:
         raise ValueError(f"guides of shape {target_guide.shape} and {source_guide.shape}: give (h, w, c) arrays with as many channels")
-    if patch < 1 or patch % 2 == 0:
-        raise ValueError(f"patch={patch}: give an odd number of pixels, such as 5")
-    rng, (height, width) = np.random.default_rng(seed), source_guide.shape[:2]
+    patch = _check_patch("patch", patch)
+    rng, (height, width) = np.random.default_rng(seed % 2**64), source_guide.shape[:2]
     if start is None:
         start = rng.integers(0, (width, height), (*target_guide.shape[:2], 2))
     search = _Search(target_guide, source_guide, patch, np.rint(start).astype(np.int64))
@@ -137,11 +145,8 @@ class KeyframePatches:
     position_scale: float = 8.0  # pixels off the carried position that cost as much as black for white
 
     def __post_init__(self):
-        check_keyframe(self.keyframe)
-        if self.patch < 1 or self.patch % 2 == 0:
-            raise ValueError(f"patch={self.patch!r}: give an odd number of pixels, such as 5")
-        if not self.position_scale > 0:
-            raise ValueError(f"position_scale={self.position_scale!r}: give pixels, more than 0")
+        positive = partial(number, above=0, of="pixels")
+        check_fields(self, dict(keyframe=check_keyframe, patch=_check_patch, position_scale=positive))
 
     def spread(
         self,

@@ -9,6 +9,7 @@ __all__ = ['global_motion', 'translate', 'add_noise', 'canny', 'residuals', 'Tex
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from diffusers import ControlNetModel
 
 from .job import Job
 from .tune_a_video import FrameMemory, clip_noise, cross_frame, guided
+from ..arguments import check_fields, number, whole
 from ..clip import Clip
 from ..edit import Conditioning
 from ..flow import Flow
@@ -129,8 +131,7 @@ class Text2VideoZero:
         motion = np.asarray((0, 0) if self.motion is None else self.motion)
         if motion.shape != (2,) or motion.dtype.kind not in "iuf" or not np.isfinite(motion).all():
             raise ValueError(f"motion={self.motion!r}: give two numbers (x, y) in pixels per frame, or None for the source's own")
-        if not isinstance(self.fall, int) or isinstance(self.fall, bool) or self.fall < 1:
-            raise ValueError(f"fall={self.fall!r}: give a whole number of timesteps, at least 1; the paper's is 60")
+        check_fields(self, dict(fall=partial(whole, least=1, of="timesteps", note="the paper's is 60"), control_scale=number))
         if self.controlnet is not None and self.motion is not None:
             raise ValueError(f"motion={self.motion!r} with a controlnet: the condition gives the motion, so leave one of them out")
 

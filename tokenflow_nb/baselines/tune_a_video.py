@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -19,6 +20,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..arguments import check_fields, number, whole
 from ..attention import self_attentions
 from .job import Job
 from ..clip import Clip
@@ -244,14 +246,11 @@ class TuneAVideo:
     window: int = 24  # frames that attend to each other along time
 
     def __post_init__(self):
-        whole = lambda value, least: isinstance(value, int) and not isinstance(value, bool) and value >= least  # noqa: E731
-        if self.steps is not None and not whole(self.steps, 0):
-            raise ValueError(f"steps={self.steps!r}: give a whole number of tuning steps, or None for the rule")
-        rate = self.rate
-        if rate is not None and (not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 < rate < math.inf):
-            raise ValueError(f"rate={rate!r}: give a learning rate above 0, 3e-5 for Stable Diffusion, or None for the rule")
-        if not whole(self.window, 1):
-            raise ValueError(f"window={self.window!r}: give a whole number of frames, at least 1")
+        check_fields(self, dict(
+            steps=partial(whole, least=0, of="tuning steps", none="the rule"),
+            rate=partial(number, above=0, none="the rule", note="a learning rate, 3e-5 for Stable Diffusion"),
+            window=partial(whole, least=1, of="frames"),
+        ))
 
     def plan(self, model: Model) -> tuple[int, float]:
         "Steps and learning rate of the tuning."

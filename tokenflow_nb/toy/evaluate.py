@@ -9,7 +9,6 @@ __all__ = ['RULES_COMPARED', 'held_out_scenes', 'vae_psnr', 'attributes', 'accur
 
 # %% ../../nbs/toy/07_evaluate.ipynb #693f8720
 import argparse
-import json
 import multiprocessing
 import os
 import platform
@@ -30,6 +29,7 @@ from tqdm.auto import tqdm
 from ..clip import Clip, contact_sheet
 from ..denoiser import WITHOUT_PROPAGATION
 from ..edit import Edit, EditConfig
+from ..files import replaced, writable_file, write_json, write_text
 from ..inversion import gate, invert, psnr
 from ..metrics import ClipJudge, consistency_recovered, masked_psnr, warp_error
 from ..model import TOY_FOLDER, Model, ddim_move, load_model, predicted_clean
@@ -286,7 +286,8 @@ def save_sheet(path: Path, clips: list[Clip], labels: list[str]) -> None:
     sheet = Image.new("RGB", (sum(half.width for half in halves), max(half.height for half in halves)), "white")
     for place, half in enumerate(halves):
         sheet.paste(half, (place * halves[0].width, 0))
-    sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3), Image.Resampling.LANCZOS).quantize(192).save(path, optimize=True)
+    with replaced(path) as part:
+        sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3), Image.Resampling.LANCZOS).quantize(192).save(part, "png", optimize=True)
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -304,6 +305,9 @@ def main(arguments: list[str] | None = None) -> dict:
     rules, start = options.rules.split(","), time.time()
     if "per_frame" not in rules or any(rule not in (*RULES, *WITHOUT_PROPAGATION) for rule in rules):
         parser.error(f"--rules {options.rules}: give per_frame, which the others are compared with, and any of {', '.join(RULES)}, joint")
+    for name, path in (("--sheet", options.sheet), ("--card", options.card)):
+        if path is not None:
+            writable_file(name, path)  # now, not after hours
     model, settings = _loaded(options.model)[0], dict(checkpoint=options.model, processes=options.processes)
     figures = dict(pictures=evaluate_pictures(**settings), inversion=evaluate_inversion(options.model))
     if options.scenes:
@@ -319,8 +323,8 @@ def main(arguments: list[str] | None = None) -> dict:
     )
     print(card(figures))
     if options.card:
-        options.card.write_text(card(figures))
-        options.card.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+        write_text(options.card, card(figures))
+        write_json(options.card.with_suffix(".json"), figures)
     return figures
 
 
