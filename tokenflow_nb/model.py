@@ -174,7 +174,7 @@ class NoiseSchedule:
         object.__setattr__(self, "scheduler", _ddim(self.config))
         if self.prediction_type == "epsilon" and self.scheduler.alphas_cumprod[-1] == 0:
             raise ModelError(
-                "prediction_type='epsilon' with noise alone at the last timestep (rescale_betas_zero_snr=True): ε says nothing of the picture there; set "
+                "prediction_type='epsilon' with noise alone at the last timestep (rescale_betas_zero_snr=True): ε says nothing of the picture there: set "
                 "prediction_type to 'v_prediction' in scheduler/scheduler_config.json if the model was trained so, else rescale_betas_zero_snr to false"
             )
 
@@ -408,7 +408,7 @@ def _read_parts(folder: Path, device: torch.device, dtype: torch.dtype) -> dict:
     parts["tokenizer"] = read_tokenizer(folder, "tokenizer", text_settings(configs["text_encoder"]).get("vocab_size", 49408))
     for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)):
         parts[part] = read_network(kind, folder, part, WEIGHTS[part], dtype).to(device)
-    return parts
+    return parts | dict(backbone=decoder_layers(parts["unet"]))
 
 # %% ../nbs/02_model.ipynb #6969767f
 def load_model(

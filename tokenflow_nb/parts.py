@@ -109,14 +109,14 @@ def fetch(
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        names = HfApi().list_repo_files(repository)
+        names = [file.rfilename for file in HfApi().model_info(repository, timeout=10).siblings]
         return Path(snapshot_download(repository, allow_patterns=choose(names))), None
     except ModelError:
         raise
     except Exception as error:  # of the network, of the hub, of the disk: it is in no list
         refusal = _hub_refusal(repository, error)
         try:
-            return Path(snapshot_download(repository, local_files_only=True)), refusal
+            return Path(snapshot_download(repository, allow_patterns=[], local_files_only=True)), refusal  # whole or not is seen in its parts
         except Exception:
             raise ModelError(refusal) from error
 
@@ -131,12 +131,12 @@ def _hub_refusal(repository: str, error: Exception) -> str:
     elsewhere = f"there is no copy in {constants.HF_HUB_CACHE}; or download the folder elsewhere and give its path"
     if isinstance(error, errors.GatedRepoError):
         return f"the hub keeps it behind terms of use ({said}): accept them at {constants.ENDPOINT}/{repository}, then {login}"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"no folder and no public model of the hub has this name: check its spelling; if the model is private, {login}"
     if isinstance(error, errors.HFValidationError):
         return f"it is no folder and no id of the hub ({said}): give a folder, or an id such as owner/name"
-    if status in (401, 403):
-        return f"the hub refused with {status} ({said}): {login}"
+    if status == 403:
+        return f"the hub refused with 403 ({said}): {login}"
+    if status in (401, 404):
+        return f"no folder and no public model of the hub has this name ({status}): check its spelling; if the model is private, {login}"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"HF_HUB_OFFLINE forbids to download it: unset that, for {elsewhere}"
     if status:
