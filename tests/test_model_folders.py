@@ -340,7 +340,7 @@ def test_weights_too_large_for_half_precision_name_the_remedy_and_it_helps(folde
 def test_the_remedy_for_pickles_helps(folder, path, kind):
     pickled(path)(folder)
     part = str(Path(path).parent)
-    assert (remedy := _convert(part, "")) and remedy in refusal(folder)
+    assert (remedy := _convert(part)) and remedy in refusal(folder)
     code = re.search(rf"{kind.__name__}\.from_pretrained.*\(path\)", remedy)[0]
     exec(code, {kind.__name__: kind, "path": folder / part})
     works(folder)

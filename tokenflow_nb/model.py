@@ -108,7 +108,10 @@ def check_backbone(unet: torch.nn.Module, backbone: Backbone) -> None:
     "Raises `ModelError` if a backbone names layers that the UNet does not have: they would be left out of every edit."
     layers = dict(unet.named_modules())
     if unknown := [name for name in (*backbone.attention, *backbone.features) if name not in layers]:
-        raise ModelError(f"backbone names layers that this UNet does not have ({', '.join(unknown[:3])}): leave backbone out, or give it decoder_layers(unet)")
+        raise ModelError(
+            f"backbone names layers that this UNet does not have ({', '.join(unknown[:3])}): leave backbone out, or "
+            "give it decoder_layers(unet)"
+        )
 
 # %% ../nbs/02_model.ipynb #873263c1
 def ddim_move(
@@ -126,7 +129,7 @@ def ddim_move(
 
 
 def predicted_clean(latents: torch.Tensor, noise: torch.Tensor, level: torch.Tensor | float) -> torch.Tensor:
-    "The clean latents x̂₀ that the predicted noise implies at noise level ᾱ = `level`; at 0 the noise is v = −x̂₀."
+    "The clean latents x̂₀ that the predicted noise implies at noise level ᾱ = `level`; at 0 it is v = −x̂₀."
     if _noise_alone(level):
         return -noise
     return (latents - (1 - level) ** 0.5 * noise) / level**0.5
@@ -144,7 +147,10 @@ def _ddim(config: dict) -> "DDIMScheduler":
 
     known = {*KarrasDiffusionSchedulers.__members__, "DDIMInverseScheduler", "LCMScheduler", "TCDScheduler"} - {"EDMEulerScheduler"}
     if (kind := config.get("_class_name", "DDIMScheduler")) not in known:
-        raise ModelError(f"scheduler is a {kind}, not one of diffusion with known noise levels: put the model's DDIMScheduler into the folder scheduler")
+        raise ModelError(
+            f"scheduler is a {kind}, not one of diffusion with known noise levels: put the model's DDIMScheduler into "
+            "the folder scheduler"
+        )
     if (spacing := config.get("timestep_spacing", "leading")) not in ("leading", "trailing", "linspace"):
         raise ModelError(f"scheduler: timestep_spacing={spacing!r} is not supported: leading, trailing or linspace is")
     try:
@@ -153,11 +159,15 @@ def _ddim(config: dict) -> "DDIMScheduler":
         falling = len(levels) == count >= 2 and bool((levels[1:] < levels[:-1]).all()) and levels[0] < 1 and levels[-1] >= 0
         scheduler.set_timesteps(2)
     except Exception as error:  # whatever a wrong value leads to
-        raise ModelError(f"scheduler/scheduler_config.json cannot be used ({one_line(error)}): copy it from the model again") from error
+        raise ModelError(
+            f"scheduler/scheduler_config.json cannot be used ({one_line(error)}): copy it from the model again"
+        ) from error
     if not falling:
         names = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "num_train_timesteps")
         values = ", ".join(f"{name}={one_line(config[name])[:60]}" for name in names if config.get(name) is not None)
-        raise ModelError(f"scheduler: no falling noise levels come of {values}: copy scheduler_config.json from the model again")
+        raise ModelError(
+            f"scheduler: no falling noise levels come of {values}: copy scheduler_config.json from the model again"
+        )
     return scheduler
 
 
@@ -304,7 +314,10 @@ class Model:
         "The side, in pixels, of the pictures that the model was trained on."
         side = self.unet.config.sample_size
         if not isinstance(side, int):
-            raise ModelError(f"unet/config.json does not say for which size it was trained (sample_size={side!r}): give size=(height, width)")
+            raise ModelError(
+                f"unet/config.json does not say for which size it was trained (sample_size={side!r}): give "
+                "size=(height, width)"
+            )
         return side * self.vae_scale
 
     @cached_property
@@ -362,10 +375,16 @@ def _as_name(model: object) -> str:
         return str(name)
     kind = type(model).__name__
     if hasattr(model, "components") and hasattr(model, "save_pretrained"):
-        raise ModelError(f"model is a {kind} object, which is not supported yet: write it with model.save_pretrained(folder), and give that folder")
+        raise ModelError(
+            f"model is a {kind} object, which is not supported yet: write it with model.save_pretrained(folder), and "
+            "give that folder"
+        )
     if isinstance(model, torch.nn.Module):
         raise ModelError(f"model is a {kind}, a part of a model: give the folder of the whole model")
-    raise ModelError(f"model={one_line(repr(model))[:80]} is a {kind}: give an alias ({', '.join(MODELS)}), a folder, a hub id, or what load_model returned")
+    raise ModelError(
+        f"model={one_line(repr(model))[:80]} is a {kind}: give an alias ({', '.join(MODELS)}), a folder, a hub id, or "
+        "what load_model returned"
+    )
 
 
 def _candidates(name: str) -> tuple[str, ...]:
@@ -383,7 +402,10 @@ def _candidates(name: str) -> tuple[str, ...]:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ModelError(f"model={name!r} is no alias and no folder: {hint}Aliases are {', '.join(MODELS)}; else give a folder or a hub id")
+        raise ModelError(
+            f"model={name!r} is no alias and no folder: {hint}Aliases are {', '.join(MODELS)}; else give a folder or a "
+            "hub id"
+        )
     return (name,)
 
 # %% ../nbs/02_model.ipynb #3dd5810a

@@ -75,7 +75,10 @@ def local_folder(name: str) -> Path | None:
 def _of_a_file(path: Path) -> str:
     "What a single file is, and what to do with it."
     if path.suffix in _PICKLES:
-        return "it is a file of pickles, which can run code when they are opened and are never read: get the model as a folder of safetensors"
+        return (
+            "it is a file of pickles, which can run code when they are opened and are never read: get the model as a "
+            "folder of safetensors"
+        )
     if path.suffix != ".safetensors":
         return "it is a file, not a model: give the folder that diffusers' save_pretrained wrote"
     keys = _safetensors_keys(path)
@@ -105,7 +108,7 @@ def fetch(
     repository: str,  # a hub id, owner/name
     choose: Callable[[list[str]], list[str]],  # of the names of its files, those to download
 ) -> tuple[Path, str | None]:
-    "A folder of the hub, downloaded, and None; or the copy in the cache, and why no other could be had. Raises `ModelError` without either."
+    "A folder of the hub and None; or the copy in the cache, and why there is no newer one. Raises `ModelError` without either."
     from huggingface_hub import HfApi, snapshot_download
 
     try:
@@ -116,7 +119,8 @@ def fetch(
     except Exception as error:  # of the network, of the hub, of the disk: it is in no list
         refusal = _hub_refusal(repository, error)
         try:
-            return Path(snapshot_download(repository, allow_patterns=[], local_files_only=True)), refusal  # whole or not is seen in its parts
+            # no patterns: whether it is whole is seen when its parts are read
+            return Path(snapshot_download(repository, allow_patterns=[], local_files_only=True)), refusal
         except Exception:
             raise ModelError(refusal) from error
 
@@ -130,24 +134,33 @@ def _hub_refusal(repository: str, error: Exception) -> str:
     login = "log in with `hf auth login` or set HF_TOKEN"
     elsewhere = f"there is no copy in {constants.HF_HUB_CACHE}; or download the folder elsewhere and give its path"
     if isinstance(error, errors.GatedRepoError):
-        return f"the hub keeps it behind terms of use ({said}): accept them at {constants.ENDPOINT}/{repository}, then {login}"
+        return (
+            f"the hub keeps it behind terms of use ({said}): accept them at {constants.ENDPOINT}/{repository}, then "
+            f"{login}"
+        )
     if isinstance(error, errors.HFValidationError):
         return f"it is no folder and no id of the hub ({said}): give a folder, or an id such as owner/name"
     if status == 403:
         return f"the hub refused with 403 ({said}): {login}"
     if status in (401, 404):
-        return f"no folder and no public model of the hub has this name ({status}): check its spelling; if the model is private, {login}"
+        return (
+            f"no folder and no public model of the hub has this name ({status}): check its spelling; if the model is "
+            f"private, {login}"
+        )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"HF_HUB_OFFLINE forbids to download it: unset that, for {elsewhere}"
     if status:
         return f"the hub at {constants.ENDPOINT} answered {status} ({said}): try again later, for {elsewhere}"
-    return f"it could not be downloaded from {constants.ENDPOINT} ({one_line(error)}): check network and disk, for {elsewhere}"
+    return (
+        f"it could not be downloaded from {constants.ENDPOINT} ({one_line(error)}): check network and disk, for "
+        f"{elsewhere}"
+    )
 
 # %% ../nbs/01_parts.ipynb #3fbb49ea
 _FAMILIES = (
-    ("XL", "Stable Diffusion XL"), ("StableDiffusion3", "Stable Diffusion 3"), ("Flux", "FLUX"), ("PixArt", "PixArt"), ("Sana", "Sana"),
-    ("Video", "a video model"), ("Animate", "a video model"), ("Wan", "a video model"), ("LTX", "a video model"), ("Hunyuan", "a Hunyuan model"),
-    ("Mochi", "a video model"), ("Kandinsky", "Kandinsky"), ("Cascade", "Stable Cascade"), ("Wuerstchen", "Wuerstchen"),
+    ("XL", "Stable Diffusion XL"), ("StableDiffusion3", "Stable Diffusion 3"), ("Flux", "FLUX"), ("PixArt", "PixArt"),
+    ("Sana", "Sana"), ("Kandinsky", "Kandinsky"), ("Cascade", "Stable Cascade"), ("Wuerstchen", "Wuerstchen"),
+    *((mark, "a video model") for mark in ("Video", "Animate", "Wan", "LTX", "Hunyuan", "Mochi")),
 )
 _WANTED = "give a folder or hub id of Stable Diffusion 1.x or 2.x"
 _CLASSES = {
@@ -160,7 +173,9 @@ def check_index(index: dict) -> None:
     "Raises `ModelError` unless `model_index.json` names the parts of Stable Diffusion 1.x or 2.x."
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str | None):
-        raise ModelError(f"model_index.json names a pipeline of its own, {pipeline!r}, and code of a model is never run: {_WANTED}")
+        raise ModelError(
+            f"model_index.json names a pipeline of its own, {pipeline!r}, and code of a model is never run: {_WANTED}"
+        )
     family = next((family for mark, family in _FAMILIES if mark in (pipeline or "")), None)
     if family is None and _library_and_class(index.get("text_encoder_2"))[1]:
         family = "Stable Diffusion XL"
@@ -191,10 +206,15 @@ def check_unet(unet: dict) -> None:
     if kind != "UNet2DConditionModel":
         raise ModelError(f"unet is a {kind}, not a UNet2DConditionModel: {_WANTED}")
     if unet.get("addition_embed_type") == "text_time":
-        raise ModelError(f"unet is that of Stable Diffusion XL (addition_embed_type='text_time'), which is not supported yet: {_WANTED}")
+        raise ModelError(
+            "unet is that of Stable Diffusion XL (addition_embed_type='text_time'), which is not supported yet: "
+            f"{_WANTED}"
+        )
     if channels != unet.get("out_channels", 4):
         what = _CHANNELS.get(channels, "a model of another kind")
-        raise ModelError(f"unet is that of {what} (in_channels={channels!r}), which wants more than latents and a prompt: {_WANTED}")
+        raise ModelError(
+            f"unet is that of {what} (in_channels={channels!r}), which wants more than latents and a prompt: {_WANTED}"
+        )
     for name, value in ((name, unet.get(name)) for name in _EXTRAS):
         if any(value) if isinstance(value, list) else value:
             raise ModelError(f"unet wants more than latents and a prompt ({name}={value!r}): {_WANTED}")
@@ -214,14 +234,23 @@ def check_together(unet: dict, vae: dict, text: dict) -> None:
         raise ModelError(f"text_encoder is a {kind} model, not CLIP: {_WANTED}")
     mixed = "the parts are of different models: take all of them from one"
     if vae.get("latent_channels", 4) != unet.get("in_channels", 4):
-        raise ModelError(f"vae has latent_channels={vae.get('latent_channels', 4)!r}, unet in_channels={unet.get('in_channels', 4)!r}: {mixed}")
+        raise ModelError(
+            f"vae has latent_channels={vae.get('latent_channels', 4)!r}, unet "
+            f"in_channels={unet.get('in_channels', 4)!r}: {mixed}"
+        )
     if (vae.get("in_channels", 3), vae.get("out_channels", 3)) != (3, 3):
-        raise ModelError(f"vae is not one of RGB pictures (in_channels={vae.get('in_channels')!r}, out_channels={vae.get('out_channels')!r}): {_WANTED}")
+        raise ModelError(
+            f"vae is not one of RGB pictures (in_channels={vae.get('in_channels')!r}, "
+            f"out_channels={vae.get('out_channels')!r}): {_WANTED}"
+        )
     if shifted := [name for name in ("shift_factor", "latents_mean", "latents_std") if vae.get(name)]:
         raise ModelError(f"vae is that of another family ({shifted[0]}={vae[shifted[0]]!r}): {_WANTED}")
     width = text_settings(text).get("hidden_size", 512)
     if unet.get("cross_attention_dim", 1280) != width:
-        raise ModelError(f"text_encoder has hidden_size={width!r}, unet cross_attention_dim={unet.get('cross_attention_dim', 1280)!r}: {mixed}")
+        raise ModelError(
+            f"text_encoder has hidden_size={width!r}, unet "
+            f"cross_attention_dim={unet.get('cross_attention_dim', 1280)!r}: {mixed}"
+        )
 
 # %% ../nbs/01_parts.ipynb #bec22b47
 def choose_variant(
@@ -237,14 +266,19 @@ def choose_variant(
         first = ("fp16", None) if half else (None, "fp16")
         return min(found, key=lambda variant: (first.index(variant) if variant in first else 2, str(variant)))
     if pickles := [name for name in names if Path(name).suffix in _PICKLES]:
-        raise ModelError(f"{part} has only pickles ({pickles[0]}), which can run code and are never read: {_convert(part, stem)}")
+        raise ModelError(
+            f"{part} has only pickles ({pickles[0]}), which can run code and are never read: {_convert(part)}"
+        )
     raise ModelError(f"{part} has no weights, {stem}.safetensors: {_AGAIN}")
 
 
-def _convert(part: str, stem: str) -> str:
+def _convert(part: str) -> str:
     "How pickles become safetensors: torch's own reader of weights runs no code."
     kind = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}.get(part, "CLIPModel")
-    return f"convert them if you trust them, {kind}.from_pretrained(path, use_safetensors=False).save_pretrained(path) where path is that folder"
+    return (
+        f"convert them if you trust them, {kind}.from_pretrained(path, use_safetensors=False).save_pretrained(path) "
+        "where path is that folder"
+    )
 
 
 def weight_files(stem: str, variant: str | None, names: list[str]) -> list[str]:
@@ -278,10 +312,12 @@ def read_network(
     stem: str,  # the name of its weights
     dtype: torch.dtype,
 ) -> torch.nn.Module:
-    "A network in evaluation mode, on the CPU, with all of its weights from safetensors. Raises `ModelError` where that cannot be."
+    "A network in evaluation mode, on the CPU, all of its weights from safetensors. Raises `ModelError` if that cannot be."
     place, name = folder / part, part or "the judge"
     if "quantization_config" in read_json(place / "config.json"):
-        raise ModelError(f"{name} is quantised (quantization_config), which is not supported: take its full or half precision")
+        raise ModelError(
+            f"{name} is quantised (quantization_config), which is not supported: take its full or half precision"
+        )
     names = sorted(os.listdir(place))
     variant = choose_variant(name, stem, names, dtype in HALF)
     for file in weight_files(stem, variant, names):
@@ -290,29 +326,35 @@ def read_network(
     options = dict(torch_dtype=dtype) if from_diffusers else dict(dtype=dtype, ignore_mismatched_sizes=True)
     try:
         network, info = kind.from_pretrained(
-            str(folder), subfolder=part, variant=variant, use_safetensors=True, output_loading_info=True, local_files_only=True, **options
+            str(folder), subfolder=part, variant=variant, use_safetensors=True, output_loading_info=True,
+            local_files_only=True, **options,
         )
     except (MemoryError, torch.OutOfMemoryError, ImportError):
         raise
     except Exception as error:  # the libraries raise whatever a wrong value in a configuration leads to
-        raise ModelError(f"{name}: weights and config.json do not fit ({one_line(error).partition('. ')[0]}): {_AGAIN}") from error
+        raise ModelError(
+            f"{name}: weights and config.json do not fit ({one_line(error).partition('. ')[0]}): {_AGAIN}"
+        ) from error
     _check_keys(name, network, info)
     _check_finite_weights(name, network, dtype)
     return network.eval().requires_grad_(False)
 
 
 def _check_keys(name: str, network: torch.nn.Module, info: dict) -> None:
-    "Raises `ModelError` unless the weights are those that the configuration asks for; a layer too many of a text encoder is a warning."
+    "Raises `ModelError` unless the weights are what the configuration asks for; layers too many of a text encoder are a warning."
     missing = sorted(map(str, info["missing_keys"]))
     other = sorted(str(key if isinstance(key, str) else key[0]) for key in info.get("mismatched_keys", ()))
     unknown = sorted(key for key in map(str, info["unexpected_keys"]) if not _OF_OTHER_TOWERS.search(key))
     if name == "text_encoder" and unknown and all(re.search(r"(^|\.)encoder\.layers\.\d+\.", key) for key in unknown):
         layers = getattr(network.config, "num_hidden_layers", "?")
-        warnings.warn(f"{name}: config.json asks for {layers} layers, the weights have more; {unknown[0]} and {len(unknown) - 1} others are not used", stacklevel=5)
+        rest = f"{unknown[0]} and {len(unknown) - 1} others are not used"
+        warnings.warn(f"{name}: config.json asks for {layers} layers, the weights have more; {rest}", stacklevel=5)
         unknown = []
-    for keys, what in ((missing, "are missing"), (other, "have another shape than config.json says"), (unknown, "are unknown to config.json")):
+    faults = {"are missing": missing, "have another shape than config.json says": other, "are unknown to config.json": unknown}
+    for what, keys in faults.items():
         if keys:
-            raise ModelError(f"{name}: {len(keys)} of its weights {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}): {_AGAIN}")
+            some = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+            raise ModelError(f"{name}: {len(keys)} of its weights {what} ({some}): {_AGAIN}")
 
 
 def _check_finite_weights(name: str, network: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -332,7 +374,8 @@ def read_tokenizer(
     from transformers import CLIPTokenizer
 
     place, name = folder / part, part or "tokenizer"
-    if not (place / "tokenizer.json").is_file() and not ((place / "vocab.json").is_file() and (place / "merges.txt").is_file()):
+    files = set(os.listdir(place))
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
         raise ModelError(f"{name} has no vocabulary, tokenizer.json or vocab.json with merges.txt: {_AGAIN}")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), subfolder=part, local_files_only=True)
@@ -342,7 +385,9 @@ def read_tokenizer(
     if not knows:
         raise ModelError(f"{name} knows no words, not even those of its own vocabulary of {count}: {_AGAIN}")
     if not count <= rows <= count + 128:  # some pad the rows to a multiple of 64 or 128
-        raise ModelError(f"{name} has {count} words, the text encoder {rows}: they are of different models, take both from one")
+        raise ModelError(
+            f"{name} has {count} words, the text encoder {rows}: they are of different models, take both from one"
+        )
     return tokenizer
 
 
@@ -350,7 +395,7 @@ def _knows_words(tokenizer: "CLIPTokenizer") -> bool:
     "Whether a tokenizer finds some words of its vocabulary, or, if that has none of our alphabet, anything but unknown words."
     vocabulary, special = tokenizer.get_vocab(), set(tokenizer.all_special_ids)
     whole = [token for token in sorted(vocabulary) if token.endswith("</w>")] or sorted(vocabulary)
-    words = [word for word in (token.removesuffix("</w>") for token in whole) if len(word) > 2 and re.fullmatch("[a-z]+", word)]
+    words = [word for word in (token.removesuffix("</w>") for token in whole) if re.fullmatch("[a-z]{3,}", word)]
     for word in words[:: max(1, len(words) // 50)]:
         if len(ids := tokenizer(word, add_special_tokens=False).input_ids) == 1 and ids[0] not in special:
             return True
@@ -368,7 +413,9 @@ def find_device(device: str | torch.device | None) -> torch.device:
         torch.empty(1, device=found)
     except Exception as error:  # its kind depends on how this PyTorch was built
         reason = one_line(str(error).strip().split("\n")[0].split(". ")[0])
-        raise ModelError(f"device={str(device)!r} is not here ({reason}): give 'cpu', or None for the best there is") from error
+        raise ModelError(
+            f"device={str(device)!r} is not here ({reason}): give 'cpu', or None for the best there is"
+        ) from error
     return found
 
 
@@ -403,7 +450,7 @@ def quiet_reading(place: str | Path) -> Iterator[None]:
 
 
 def check_folder(folder: Path) -> dict[str, dict]:
-    "The configurations of a folder's parts, by part. Raises `ModelError` unless they are those of a model that can edit. Reads no weights."
+    "The configurations of a folder's parts, by part. Raises `ModelError` unless that is a model that can edit. Reads no weights."
     if not (folder / "model_index.json").exists():
         raise ModelError(_without_index(folder))
     check_index(read_json(folder / "model_index.json"))
@@ -422,15 +469,23 @@ def _without_index(folder: Path) -> str:
     if inside:
         return f"it is a folder without model_index.json, but one inside has it: give {str(inside[0].parent)!r}"
     if (folder / "config.json").is_file():
-        return f"it is a folder without model_index.json, a single part ({folder.name}): give the folder of the whole model"
+        return (
+            f"it is a folder without model_index.json, a single part ({folder.name}): give the folder of the whole "
+            "model"
+        )
     if files := sorted(path.name for path in folder.glob("*") if path.suffix in {".safetensors", *_PICKLES}):
-        return f"it is a folder without model_index.json, of single files ({files[0]}): give the folder that diffusers' save_pretrained wrote"
+        return (
+            f"it is a folder without model_index.json, of single files ({files[0]}): give the folder that diffusers' "
+            "save_pretrained wrote"
+        )
     return "it is a folder without model_index.json: give the folder that diffusers' save_pretrained wrote"
 
 
 def check_output(values: torch.Tensor, part: str, dtype: torch.dtype) -> torch.Tensor:
-    "The values that a part gave. Raises `ModelError` naming it if one is not a finite number: it would become a black picture."
+    "The values that a part gave. Raises `ModelError` naming it for one that is not finite: it would be a black picture."
     if torch.isfinite(values).all():
         return values
-    remedy = "too large for half precision: load the model with dtype=torch.float32" if dtype in HALF else "its weights are damaged: load the model again"
+    remedy = "its weights are damaged: load the model again"
+    if dtype in HALF:
+        remedy = "too large for half precision: load the model with dtype=torch.float32"
     raise ModelError(f"what the {part} gives is not finite in {dtype}, {remedy}")
