@@ -66,6 +66,40 @@ def test_constant_noise_needs_no_correction(lower, ratio, seed, name):
     assert seen is noise and torch.equal(upper, ddim_move(latents, noise, lower, lower * ratio))
 
 
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_inversion_up_to_noise_alone_and_back_is_exact_where_the_model_knows_the_picture(name):
+    "Without a signal at the last timestep, v is what leads there and back. A network that always sees this picture loses nothing."
+    zero = dict(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    schedule = NoiseSchedule(json.loads((FOLDER / "golden.json").read_text())["scheduler"] | zero)
+    clean = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    unet = UNet2DConditionModel.from_config(json.loads((FOLDER / "config.json").read_text()))
+    model, down = Model(unet, None, None, None, schedule), schedule.timesteps(8)
+
+    def noise_at(latents, timestep):
+        level = schedule.level(timestep)
+        if level == 0:
+            return schedule.noise(-clean, latents, timestep)  # v = −x₀
+        return (latents - level**0.5 * clean) / (1 - level) ** 0.5
+
+    start = schedule.level(None) ** 0.5 * clean + 0.1 * clean.roll(1)
+    path = dict(climb(model, start, down[::-1], noise_at, name))
+    assert schedule.level(down[0]) == 0 and path[down[0]].isfinite().all() and path[down[0]].std() > 0.1
+    again = denoise(model, path[down[0]], down[:1], noise_at, down[1])
+    assert torch.allclose(again, path[down[1]], atol=1e-5)  # the step from noise alone undoes the step to it
+    assert denoise(model, path[down[0]], down, noise_at).isfinite().all()
+
+
+def test_a_random_network_is_inverted_up_to_noise_alone_and_back():
+    "The step to noise alone and the step from it solve one equation: a correction that is repeated comes nearer to it."
+    unet = UNet2DConditionModel.from_config(json.loads((FOLDER / "config.json").read_text()))
+    unet.load_state_dict(load_file(FOLDER / "unet.safetensors"))
+    golden, settings = load_file(FOLDER / "golden.safetensors"), json.loads((FOLDER / "golden.json").read_text())["scheduler"]
+    zero = dict(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    model = Model(unet.eval(), None, None, None, NoiseSchedule(settings | zero))
+    errors = {name: _walk(model, golden["latents"][:1], golden["source_embeds"], name)["error"] for name in ("none", "repeated")}
+    assert all(error < 1 for error in errors.values()) and errors["repeated"] < errors["none"], errors
+
+
 def test_the_noise_that_is_returned_is_what_the_model_saw_last():
     asked = []
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,28 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from huggingface_hub.utils import are_progress_bars_disabled
+from safetensors.torch import load_file
 from transformers.utils import logging
 
 import tokenflow_nb.model as model_module
-from tokenflow_nb.edit import edit_video
+from tokenflow_nb.attention import TokenFlowAttention
+from tokenflow_nb.edit import Edit, EditConfig, edit_video
 from tokenflow_nb.metrics import ClipJudge
-from tokenflow_nb.model import MODELS, STABLE_DIFFUSION, TOY_FOLDER, Backbone, Model, ModelError, NoiseSchedule, load_model, quiet_reading
+from tokenflow_nb.inversion import invert
+from tokenflow_nb.model import (
+    MODELS,
+    STABLE_DIFFUSION,
+    TOY_FOLDER,
+    Backbone,
+    Model,
+    ModelError,
+    NoiseSchedule,
+    ddim_move,
+    decoder_layers,
+    load_model,
+    predicted_clean,
+    quiet_reading,
+)
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.evaluate import paint
 from tokenflow_nb.toy.world import Scene
@@ -147,6 +164,160 @@ def test_an_unknown_prediction_type_is_refused(toy):
 def test_the_backbones_layers_exist(toy):
     modules = dict(toy.unet.named_modules())
     assert isinstance(STABLE_DIFFUSION, Backbone) and all(name in modules for name in (*STABLE_DIFFUSION.attention, *STABLE_DIFFUSION.features))
+
+
+# ---- plug-and-play's layers in UNets of other shapes
+
+
+def small_unet(**changes) -> UNet2DConditionModel:
+    options = dict(sample_size=16, block_out_channels=(8, 8, 8, 8), norm_num_groups=4, cross_attention_dim=96, attention_head_dim=4)
+    return UNet2DConditionModel(**options | changes).eval()
+
+
+DECODERS = {  # options, and how many self-attentions plug-and-play injects; the convolution whose output it injects
+    "Stable Diffusion": ({}, 8, "up_blocks.1.resnets.1.conv2"),
+    "one layer a block": (dict(layers_per_block=1), 5, "up_blocks.1.resnets.1.conv2"),
+    "three layers a block": (dict(layers_per_block=3), 11, "up_blocks.1.resnets.1.conv2"),
+    "attention at the top only": (dict(up_block_types=("UpBlock2D",) * 3 + ("CrossAttnUpBlock2D",)), 2, "up_blocks.3.resnets.1.conv2"),
+    "attention in all blocks": (
+        dict(down_block_types=("CrossAttnDownBlock2D",) * 4, up_block_types=("CrossAttnUpBlock2D",) * 4), 11, "up_blocks.0.resnets.1.conv2",
+    ),
+    "two levels": (
+        dict(block_out_channels=(8, 8), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D")),
+        2, "up_blocks.0.resnets.1.conv2",
+    ),
+    "two transformer blocks": (dict(transformer_layers_per_block=2), 17, "up_blocks.1.resnets.0.conv2"),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_plug_and_plays_layers_come_from_the_unet(name, toy):
+    options, count, features = DECODERS[name]
+    unet = small_unet(**options)
+    backbone = replace(toy, unet=unet, backbone=None).backbone
+    assert set(backbone.attention) | set(backbone.features) <= {name for name, _ in unet.named_modules()}
+    assert len(backbone.attention) == len(set(backbone.attention)) == count and backbone.features == (features,)
+
+
+def test_stable_diffusions_layers_are_those_that_its_authors_chose(toy):
+    assert toy.backbone == STABLE_DIFFUSION == decoder_layers(small_unet())
+
+
+def test_a_backbone_of_another_unet_is_refused(toy):
+    with pytest.raises(ModelError, match=r"backbone names layers that this UNet does not have \(up_blocks.1.attentions.2.*leave backbone out"):
+        replace(toy, unet=small_unet(layers_per_block=1))
+    with pytest.raises(ModelError, match="no self-attention in its decoder"):
+        replace(toy, unet=small_unet(up_block_types=("UpBlock2D",) * 4), backbone=None)
+
+
+def test_every_layer_of_a_smaller_unet_is_injected(toy, tmp_path):
+    "With all steps injected, what the source has replaces what the prompt asks for, in each layer of the decoder but the first."
+    model, seen = replace(toy, unet=small_unet(layers_per_block=1), backbone=None), set()
+
+    class Noting(TokenFlowAttention):
+        def _attend(self, attn, tokens):
+            if self.layer in self.context.injection.attention:
+                seen.add(self.layer)
+            return super()._attend(attn, tokens)
+
+    clip = Scene("star", "blue", "grass").render(frames=2, size=64)
+    config = EditConfig("a gold star", num_inference_steps=2, pnp_attn_t=1.0, pnp_f_t=1.0)
+    edit = Edit(model, invert(model, clip, "", steps=2, store=Store(tmp_path), progress=False), config, clip)
+    edit.denoiser.processor = Noting
+    edit.run()
+    assert seen == set(model.backbone.attention) and len(seen) == 5
+
+
+# ---- what is no number
+
+
+PARTS = {"VAE encoder": "vae.encoder.conv_out.bias", "VAE decoder": "vae.decoder.conv_out.bias", "text encoder": "text_encoder.final_layer_norm.bias"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_no_number_names_the_part_and_nothing_is_stored(part, value, tmp_path):
+    model = load_model("toy", device="cpu")
+    model.get = dict(model.vae.named_parameters(prefix="vae")) | dict(model.text_encoder.named_parameters(prefix="text_encoder"))
+    model.get[PARTS[part]].data[0] = value
+    clip, store = Scene("star", "blue", "grass").render(frames=2, size=64), Store(tmp_path)
+    with pytest.raises(ModelError, match=f"the {part} gives is not finite in torch.float32, its weights are damaged") as caught:
+        edit_video(clip, "a gold star", model=model, num_inference_steps=2, size=(64, 64), store=store, progress=False)
+    assert len(str(caught.value).splitlines()) == 1
+    assert all(tensor.isfinite().all() for path in tmp_path.rglob("*.safetensors") for tensor in load_file(path).values())
+
+
+def test_latents_that_are_no_numbers_are_not_decoded(toy):
+    with pytest.raises(ModelError, match="VAE decoder"):
+        toy.decode(torch.full((1, 4, 8, 8), float("nan")))
+
+
+def test_half_precision_that_overflows_names_the_remedy_and_that_helps():
+    half = load_model("toy", device="cpu", dtype="float16")
+    half.vae.decoder.conv_in.weight.data.fill_(6e4)
+    half.text_encoder.final_layer_norm.weight.data.fill_(6e4)
+    for part, work in (("VAE decoder", lambda model: model.decode(torch.ones(1, 4, 8, 8))), ("text encoder", lambda model: model.embed("a star"))):
+        with pytest.raises(ModelError, match=f"the {part} gives .*too large for half precision: load the model with dtype=torch.float32"):
+            work(half)
+        work(load_model("toy", device="cpu", dtype=torch.float32))
+
+
+# ---- schedules
+
+
+ZERO = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+
+
+@pytest.mark.parametrize("offset", [0, 1, 3])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_every_number_of_steps_has_as_many_timesteps(toy, spacing, offset):
+    schedule = NoiseSchedule(toy.schedule.config | dict(timestep_spacing=spacing, steps_offset=offset))
+    for steps in (*range(2, 250), 333, 487, 499, 500, 997, 998, 999, 1000):
+        timesteps = schedule.timesteps(steps)
+        assert len(timesteps) == len(set(timesteps)) == steps and timesteps == sorted(timesteps, reverse=True), steps
+        assert timesteps[0] <= 999 and timesteps[-1] >= 0, steps
+    assert schedule.timesteps(4) == {
+        "leading": [750 + offset, 500 + offset, 250 + offset, offset], "trailing": [999, 749, 499, 249], "linspace": [999, 666, 333, 0]
+    }[spacing]
+
+
+def test_from_noise_alone_the_step_is_that_of_diffusers_and_exact():
+    "The latents of a known picture and noise, and a network that knows both: each step down from each level is exact, also from ᾱ = 0."
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
+    config = dict(load_model("toy", device="cpu").schedule.config) | ZERO
+    schedule, theirs = NoiseSchedule(config), DDIMScheduler.from_config(config)
+    theirs.set_timesteps(10)
+    assert schedule.timesteps(10) == theirs.timesteps.tolist() and schedule.level(999) == 0
+    for timestep, below in zip(schedule.timesteps(10), [*schedule.timesteps(10)[1:], None]):
+        (alpha, sigma), level = (schedule.level(timestep) ** 0.5, (1 - schedule.level(timestep)) ** 0.5), schedule.level(below)
+        latents, velocity = alpha * clean + sigma * noise, alpha * noise - sigma * clean
+        predicted = schedule.noise(velocity, latents, timestep)
+        lower = ddim_move(latents, predicted, schedule.level(timestep), level)
+        assert torch.allclose(lower, level**0.5 * clean + (1 - level) ** 0.5 * noise, atol=2e-5)
+        assert torch.allclose(lower, theirs.step(velocity, timestep, latents).prev_sample, atol=2e-5)
+        assert torch.allclose(predicted_clean(latents, predicted, schedule.level(timestep)), clean, atol=2e-4)
+        assert torch.allclose(ddim_move(lower, predicted, level, schedule.level(timestep)), latents, atol=2e-5)
+
+
+def test_painting_from_noise_alone_is_what_diffusers_paints(tmp_path):
+    pipeline = StableDiffusionPipeline.from_pretrained(TOY_FOLDER)
+    pipeline.register_modules(scheduler=DDIMScheduler.from_config(pipeline.scheduler.config, **ZERO))
+    pipeline.save_pretrained(tmp_path)
+    model, prompts = load_model(tmp_path, device="cpu"), ["a gold star on grass"]
+    assert model.schedule.level(model.schedule.timesteps(4)[0]) == 0
+    ours, theirs = paint(model, prompts, steps=4, guidance_scale=3.0, seed=0) / 255, painted_by_diffusers(tmp_path, prompts, 4, 3.0, 32)
+    assert np.abs(ours - theirs).max() < 0.01
+
+
+@pytest.mark.parametrize("options", [{}, dict(method="sdedit", strength=1.0, correction="none"), dict(remeasure=True, inversion_steps=4)], ids=str)
+def test_a_schedule_that_ends_in_noise_alone_edits(toy, tmp_path, options):
+    model = replace(toy, schedule=NoiseSchedule(toy.schedule.config | ZERO))
+    clip = Scene("star", "blue", "grass").render(frames=3, size=64)
+    how = dict(num_inference_steps=3, size=(64, 64), keyframe_interval=2, store=Store(tmp_path), progress=False)
+    result = edit_video(clip, "a gold star on grass", model=model, **how | options)
+    assert result.edited.frames.shape == (3, 64, 64, 3) and 20 < result.edited.frames.mean() < 235
+    assert np.abs(result.edited.frames.astype(int) - clip.frames).mean() < 60  # a picture of the same scene, though the model was not trained so
 
 
 _LARGE_PAGES = """

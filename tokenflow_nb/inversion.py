@@ -120,7 +120,8 @@ class Correction:
         noise_at: Callable[[torch.Tensor], torch.Tensor],  # the noise that the model sees in latents at the upper level
     ) -> tuple[torch.Tensor, torch.Tensor]:
         "The latents at the upper level and the noise that led there, both `(f, c, h, w)`; the noise is what the last evaluation saw."
-        upper = ddim_move(latents, before, *levels) if self.predicts and before is not None else latents
+        leads_up = self.predicts and before is not None and levels[1] > 0  # to noise alone leads only what is seen there
+        upper = ddim_move(latents, before, *levels) if leads_up else latents
         for _ in range(self.evaluations):
             noise = noise_at(upper)
             upper = ddim_move(latents, noise, *levels)
@@ -180,9 +181,10 @@ def climb(
 def check_finite(latents: torch.Tensor, place: str, model: Model):
     "Raises `ModelError` naming the place in the schedule and the precision if a latent is not a finite number."
     if not torch.isfinite(latents).all():
+        half = "load the model with dtype=torch.float32 (or torch.bfloat16), or " if model.dtype == torch.float16 else ""
         raise ModelError(
-            f"latents are not finite after {place} in {model.dtype}: load the model with "
-            "dtype=torch.float32 (or torch.bfloat16), or lower guidance_scale"
+            f"latents are not finite after {place} in {model.dtype}, the UNet's output is too large or its weights are "
+            f"damaged: {half}lower guidance_scale"
         )
 
 

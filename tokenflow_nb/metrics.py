@@ -21,8 +21,23 @@ from PIL import Image
 from .clip import Clip, ClipError, as_clip
 from .fingerprint import fingerprint
 from .flow import Flow, warp
-from .locks import lock_of
-from .model import TOY_FOLDER, quiet_reading
+from .locks import lock_of, process_lock
+from .model import TOY_FOLDER
+from tokenflow_nb.parts import (
+    ModelError,
+    check_output,
+    choose_variant,
+    fetch,
+    find_device,
+    local_folder,
+    one_line,
+    quiet_reading,
+    read_json,
+    read_network,
+    read_tokenizer,
+    text_settings,
+    weight_files,
+)
 from .store import digest
 from .toy.world import MATERIALS, Scene, Truth
 
@@ -163,6 +178,26 @@ def sharpness(
     return Measure("sharpness", np.nanmean(per_frame), per_frame, choices=dict(by="root mean square of the Laplacian of luma"))
 
 # %% ../nbs/10_metrics.ipynb #1d59a977
+def _judge_files(names: list[str]) -> list[str]:
+    "Of the names of a CLIP's files on the hub, those to download."
+    small = [name for name in names if "/" not in name and name.endswith((".json", ".txt"))]
+    return small + weight_files("model", choose_variant("the judge", "model", names, half=False), names)
+
+
+def _read_judge(folder: Path) -> tuple["CLIPModel", "CLIPTokenizer", "CLIPImageProcessor"]:
+    "The parts of a CLIP. Raises `ModelError` naming the one that cannot be used."
+    import transformers  # takes seconds
+
+    config = read_json(folder / "config.json")
+    if (kind := config.get("model_type", "clip")) != "clip":
+        raise ModelError(f"it is a {kind} model, not CLIP: give a CLIP such as 'openai/clip-vit-base-patch32'")
+    read_json(folder / "preprocessor_config.json")
+    # pillow's resampling, whether torchvision is there or not; older versions have no other under the plain name
+    processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+    tokenizer = read_tokenizer(folder, "", text_settings(config).get("vocab_size", 49408))
+    return read_network(transformers.CLIPModel, folder, "", "model", torch.float32), tokenizer, processor.from_pretrained(str(folder))
+
+
 Features = Literal["projected", "pooled"]
 
 
@@ -182,15 +217,17 @@ class ClipJudge:
         checkpoint: str | Path = "toy",  # "toy", a folder, or a hub id such as "openai/clip-vit-base-patch32"
         device: str = "cpu",
     ) -> "ClipJudge":
-        "A judge in float32. Only safetensors are read."
-        place = TOY_FOLDER / "clip_model" if checkpoint == "toy" else checkpoint
-        with quiet_reading(place):
-            import transformers  # takes seconds
-
-            # pillow's resampling, whether torchvision is there or not; older versions have no other under the plain name
-            processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
-            model = transformers.CLIPModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True).to(device).eval()
-            return cls(str(checkpoint), model, transformers.CLIPTokenizer.from_pretrained(place), processor.from_pretrained(place))
+        "A judge in float32. Only safetensors are read. Raises `ModelError` with what is wrong and what to do."
+        device = find_device(device)
+        try:
+            folder = TOY_FOLDER / "clip_model" if checkpoint == "toy" else local_folder(str(checkpoint))
+            folder = folder or fetch(str(checkpoint), _judge_files)[0]
+            with process_lock, quiet_reading(folder):
+                model, tokenizer, processor = _read_judge(folder)
+        except (OSError, ModelError) as error:
+            said = str(error) if isinstance(error, ModelError) else one_line(error)
+            raise ModelError(f"checkpoint={str(checkpoint)!r} could not be loaded: {said}") from error
+        return cls(str(checkpoint), model.to(device), tokenizer, processor)
 
     @property
     def logit_scale(self) -> float:
@@ -213,6 +250,7 @@ class ClipJudge:
         pictures = [Image.fromarray(frame) for frame in frames]
         pixels = self.processor(images=pictures, return_tensors="pt").pixel_values.to(self.model.device)
         output = self.model.vision_model(pixel_values=pixels)
+        check_output(output.pooler_output, "judge's image tower", self.model.dtype)
         return output.pooler_output.cpu(), output.last_hidden_state[:, 1:].cpu()
 
     @torch.no_grad()
@@ -236,7 +274,8 @@ class ClipJudge:
         with lock_of(self.model):  # the tokenizer keeps how it pads
             tokens = self.tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
             pooled = self.model.text_model(input_ids=tokens.input_ids.to(self.model.device)).pooler_output
-            return F.normalize(self.model.text_projection(pooled), dim=-1).cpu()
+            projected = check_output(self.model.text_projection(pooled), "judge's text tower", self.model.dtype)
+        return F.normalize(projected, dim=-1).cpu()
 
     def score(self, frames: np.ndarray, texts: list[str]) -> torch.Tensor:
         "Cosines `(f, n)` of frames and sentences."
