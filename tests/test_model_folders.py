@@ -574,7 +574,7 @@ REFUSED = {
     "login/m": "Access to model login/m is restricted. Please log in.*hf auth login.*HF_TOKEN",
     "private/m": "no public model.*check its spelling.*private, log in",
     "nobody/m": "no folder and no public model of the hub has this name",
-    "down/m": "hub at http://127.0.0.1:[0-9]+ answered 503.*try again later.*no copy in",
+    "down/m": "hub at http://127.0.0.1:[0-9]+ answered 503.*try again later.*no whole copy in",
     "forbidden/m": "hub refused with 403.*log in",
     "busy/m": "answered 429.*try again later",
     "broken/m": "could not be downloaded.*check network and disk",
@@ -597,6 +597,6 @@ def test_what_the_hub_has_is_loaded_and_serves_without_it(said, hub):
 
 
 def test_no_hub_and_no_copy(said):
-    assert re.search("HF_HUB_OFFLINE.*no copy in.*model='toy'", said["offline"]["owner/other"])
-    assert re.search("could not be downloaded from http://127.0.0.1:9.*check network.*no copy in .*model='toy'", said["down"]["owner/other"])
+    assert re.search("HF_HUB_OFFLINE.*no whole copy in.*model='toy'", said["offline"]["owner/other"])
+    assert re.search("could not be downloaded from http://127.0.0.1:9.*check network.*no whole copy in .*model='toy'", said["down"]["owner/other"])
     assert "runwayml/stable-diffusion-v1-5: " in said["down"]["sd1.5"] and "stable-diffusion-v1-5/stable-diffusion-v1-5: " in said["down"]["sd1.5"]

@@ -472,7 +472,7 @@ def _load_parts(place: str, device: torch.device, dtype: torch.dtype) -> dict:
         return _read_parts(folder, device, dtype)
     except ModelError as error:
         if refusal:
-            raise ModelError(f"{refusal}; the copy in the cache is not whole: {error}") from error
+            raise ModelError(f"{refusal}; of that copy: {error}") from error
         raise
 
 

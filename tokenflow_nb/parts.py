@@ -132,7 +132,7 @@ def _hub_refusal(repository: str, error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     said = one_line(getattr(error, "server_message", None) or str(error).partition("\n")[2] or error)
     login = "log in with `hf auth login` or set HF_TOKEN"
-    elsewhere = f"there is no copy in {constants.HF_HUB_CACHE}; or download the folder elsewhere and give its path"
+    elsewhere = f"there is no whole copy in {constants.HF_HUB_CACHE}; or download the folder elsewhere and give its path"
     if isinstance(error, errors.GatedRepoError):
         return (
             f"the hub keeps it behind terms of use ({said}): accept them at {constants.ENDPOINT}/{repository}, then "
