@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .video.colour import as_colour, lay_on
 from .video.paths import ClipError, check_pixels, find_source, is_number, local_path
-from .video.pictures import Album, is_moving, is_webp
+from .video.pictures import Album, is_moving, is_moving_by_pillow
 from .video.read import Film
 from .video.timeline import as_rate, chosen_places, shown_at
 from .video.write import encode_mp4, write_film
@@ -177,9 +177,8 @@ def _video_html(clip: Clip) -> str | None:
         return None
     shown = max(160, min(clip.size[0], 320))
     width = max(1, round(clip.size[1] * shown / clip.size[0]))
-    size = (shown, width) if shown < clip.size[0] else clip.size
-    fit, file = _plan_fit(clip.size, size), io.BytesIO()
-    encode_mp4(file, (_apply_fit(frame, fit) for frame in clip.frames), size, as_rate(clip.fps), options={"crf": "20"})
+    file = io.BytesIO()
+    encode_mp4(file, clip.frames, min((shown, width), clip.size), as_rate(clip.fps), options={"crf": "20"})
     let_go(clip.frames)
     return mediapy.html_from_compressed_video(file.getvalue(), width, shown)
 
@@ -384,7 +383,7 @@ def _open_source(source: Any, whole: bool, fps: float | None, background: Any) -
     if isinstance(found, list) and not (len(found) == 1 and is_moving(found[0])):
         return Album(found, rate, background)
     path = found[0] if isinstance(found, list) else found
-    return Album(path, rate, background) if is_webp(path) else Film(path, whole, background)
+    return Album(path, rate, background) if is_moving_by_pillow(path) else Film(path, whole, background)
 
 
 def _check_length(film: Film | Album, first: int, count: int | None, rate: Fraction, size: tuple[int, int]) -> None:
@@ -478,7 +477,7 @@ def _sound_file(given: str | os.PathLike) -> Path | None:
     try:
         path = local_path(given)
         if path.is_file():
-            return None if is_webp(path) else path
+            return None if is_moving_by_pillow(path) else path
         problem = "there is no such file"
     except ClipError as error:
         problem = str(error)

@@ -225,10 +225,9 @@ _PACKETS, _BYTES = 3000, 256 << 20  # so much is looked through where only a par
 class _Packets:
     "What the packets of a stream say."
 
-    times: list[int] = field(default_factory=list)  # when a picture is shown, in units of the stream, in no order
-    last: dict[int, int] = field(default_factory=dict)  # how long the picture of a time is shown
+    times: list[int | None] = field(default_factory=list)  # when each picture is shown, in units of the stream, in their order in the file
     ends: dict[int, Fraction] = field(default_factory=dict)  # of each stream, in seconds
-    counted: bool = False  # times are missing or go backwards: pictures can only be counted
+    backwards: bool = False  # the clock of the file is set back somewhere
     whole: bool = False  # looked through to the end
 
 
@@ -240,16 +239,20 @@ def _look_through(container: Any, stream: Any, whole: bool, heard: list[str]) ->
         if shown is not None:
             end = (shown + (packet.duration or 0)) * packet.stream.time_base
             found.ends[packet.stream_index] = max(end, found.ends.get(packet.stream_index, end))
-        if packet.stream_index != stream.index or packet.is_discard:
+        if packet.stream_index != stream.index or packet.is_discard or not packet.size:
             continue
-        found.counted |= packet.pts is None or (packet.dts is not None and before is not None and packet.dts < before)
-        before, size = packet.dts, size + packet.size
+        found.backwards |= packet.dts is not None and before is not None and packet.dts < before
         found.times.append(packet.pts)
-        found.last[packet.pts] = packet.duration or 0
+        before, size = packet.dts, size + packet.size
         if not whole and (len(found.times) >= _PACKETS or size >= _BYTES):
             return found
     found.whole = True
     return found
+
+
+def _is_in_file_order(times: list[int | None], stream: Any) -> bool:
+    "Whether times only count the pictures in the file, as AVI does, although they are shown in another order."
+    return len(times) > 1 and stream.codec_context.has_b_frames and all(one < other for one, other in zip(times, times[1:]))
 
 # %% ../../nbs/video/04_read.ipynb #51af9d47
 _HEADERS = {"matroska", "mov", "avi", "flv", "asf"}  # formats whose header says how long they last
@@ -274,6 +277,9 @@ def _unfinished(container: Any, found: _Packets, path: Path, rate: Fraction) -> 
     return []
 
 # %% ../../nbs/video/04_read.ipynb #516865a7
+_SEEKABLE = ("mov", "matroska", "mpegts", "flv")  # in others the times after a seek are guesses
+
+
 class Film:
     """A video file: `rate`, `first` (seconds until its first picture), `size` as shown, and its pictures by `pictures`.
     `length` is its number of places at that rate, `hold` for how many of them the last picture is shown beyond one."""
@@ -298,7 +304,6 @@ class Film:
             stream = _film_stream(container, path)
             found = _look_through(container, stream, whole, looking)
             self._note_times(found, frame, container, stream)
-            self.looked_whole = whole
             if whole:
                 self.heard += [words for words in (*looking, *_unfinished(container, found, path, self.rate)) if words not in self.heard]
 
@@ -309,74 +314,77 @@ class Film:
         self.scaled = max(1, int(frame.width * square + 0.5)), frame.height  # width, height in square pixels, not yet upright
         check_pixels(*self.scaled, str(self.path))
         shape = _upright(np.empty((self.scaled[1], self.scaled[0], 0), np.uint8), frame).shape
-        self.size, self.shown_as = shape[:2], HDR.get(frame.color_trc)
+        self.size, self.shown_as, self.kind = shape[:2], HDR.get(frame.color_trc), stream.container.format.name.partition(",")[0]
 
     def _note_times(self, found: _Packets, frame: av.VideoFrame, container: Any, stream: Any) -> None:
-        "Rate, length and the time of the first picture."
-        hints, self.count = [stream.guessed_rate, stream.base_rate, stream.average_rate], len(found.times)
-        begin, tick = Fraction(container.start_time or 0, av.time_base), stream.time_base
-        self.counted = found.counted or frame.pts is None or not found.times
-        zero = None if self.counted else frame.pts * frame.time_base
-        if self.counted:
-            self.rate = next((rate for rate in hints if rate and 0 < rate <= 240), Fraction(25))
-            self.zero, self.first, self.length, self.hold = Fraction(0), Fraction(0), len(found.times) if found.whole else None, 0
-            self.promised = max(self.length or 0, stream.frames)
-            return
-        ticks = sorted({time for time in found.times if time * tick >= zero}) or [frame.pts]
-        times = [time * tick for time in ticks]
-        hints = hints if len(times) > 1 else [*hints, 1 / (found.last[ticks[-1]] * tick) if found.last.get(ticks[-1]) else None]
-        self.rate, self.zero, self.first = find_rate(times, tick, hints), zero, max(Fraction(0), zero - begin)
-        places = place(np.array([float(time - zero) for time in times]), self.rate)[0]
-        self.hold = max(0, round(found.last.get(ticks[-1], 0) * tick * self.rate) - 1) if len(times) > 1 and found.whole else 0
-        self.length = places[-1] + 1 + self.hold if found.whole else None
-        lasts = Fraction(stream.duration) * tick if stream.duration else Fraction(container.duration or 0, av.time_base) - self.first
-        self.promised = max(self.length or 0, round(lasts * self.rate))
+        "Rate, length and the time of the first picture, and of all pictures where they can only be counted."
+        tick, hints, self.count = stream.time_base, [stream.guessed_rate, stream.base_rate, stream.average_rate], len(found.times)
+        begin = stream.start_time * tick - Fraction(container.start_time or 0, av.time_base) if stream.start_time is not None else Fraction(0)
+        self.first, self.zero, self.order, self.hold, self.last = max(Fraction(0), begin), Fraction(0), None, 0, 0
+        known = None not in found.times and len({*found.times}) == len(found.times) and not found.backwards and found.times
+        if not known or frame.pts is None:
+            self.rate, self.order = next((rate for rate in hints if rate and 0 < rate <= 1000), Fraction(25)), range(len(found.times))
+        else:
+            is_counted = _is_in_file_order(found.times, stream)
+            ticks = [time for time in sorted(found.times) if is_counted or time >= frame.pts]
+            times = [time * tick for time in ticks or [frame.pts]]
+            end = found.ends.get(stream.index, times[-1])
+            self.zero, self.first = times[0], self.first + (times[0] - min(found.times) * tick)
+            self.rate = find_rate(times, tick, hints if len(times) > 1 or end <= times[0] else [*hints, 1 / (end - times[0])])
+            places = place(np.array([float(time - times[0]) for time in times]), self.rate)[0]
+            self.order = places if is_counted else None
+            self.hold = max(0, round((end - times[-1]) * self.rate) - 1) if len(times) > 1 and found.whole else 0
+            self.last = places[-1]
+        self.last = self.order[-1] if self.order else self.last
+        self.length = self.last + 1 + self.hold if found.whole else None
+        lasts = stream.duration * tick if stream.duration else Fraction(container.duration or 0, av.time_base) - self.first
+        self.promised = max(self.length or 0, stream.frames if self.order else round(lasts * self.rate))
 
     @property
     def duration(self) -> Fraction | None:
         "Seconds from the beginning of the file to the end of the last picture, if it is known."
         return None if self.length is None else self.first + self.length / self.rate
 
-    def pictures(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        "Place and pixels of each picture from the one shown at place `start` on. Pixels are made only for those that are used."
-        seek = start > self.rate and not self.counted
-        numbered = self._numbered(start if seek else 0)
-        first = next(numbered, None)
-        if seek and (first is None or first[0] > start):  # the seek went too far
-            numbered = self._numbered(0)
+    def pictures(self, start: int = 0) -> Iterator[tuple[int, av.VideoFrame]]:
+        "Place and frame of each picture from at least two places before `start` on, of which `pixels` makes pixels."
+        if start > max(3, self.rate) and self.order is None and self.kind in _SEEKABLE:
+            numbered = self._numbered(start - 3)
             first = next(numbered, None)
-        if first is not None:
-            yield first
-            yield from numbered
+            if first is not None and first[0] <= start - 2:  # otherwise the seek went too far
+                yield first
+                yield from numbered
+                return
+        yield from self._numbered(0)
 
     def _numbered(self, seek: int) -> Iterator[tuple[int, av.VideoFrame]]:
-        "Place and frame, from the beginning or from the last key frame before place `seek`."
-        heard = []
-        with open_media(self.path, heard) as container:
+        "Place and frame, from the beginning, or from a key frame at or before place `seek`."
+        heard, last, waiting = [] if seek else self.heard, -1, bool(seek)
+        with open_media(self.path, []) as container:
             stream = _film_stream(container, self.path)
             if seek:
                 try:
                     container.seek(int((self.zero + seek / self.rate) / stream.time_base), stream=stream)
                 except av.FFmpegError:
                     return
-            heard, last, waiting = [] if seek else self.heard, -1, bool(seek)
             for number, frame in enumerate(_progressive(_decoded(container, stream, heard))):
-                if waiting and not frame.key_frame:
+                if waiting and (not frame.key_frame or frame.pts is None):
                     continue  # what is decoded before a key frame lacks the frames that it is made from
                 if waiting:
-                    waiting, last = False, self._place(frame, number) - 1
+                    waiting, last = False, self._place(frame, number, 0) - 1
                     heard.clear()
-                wanted = number if self.counted else self._place(frame, last + 1)
-                if last + 1 - wanted > 1:
+                wanted = self._place(frame, number, last + 1)
+                if last + 1 - wanted > 1 and self.order is None:
                     self.lost += 1  # too close to the one before to have a place
                     continue
                 last = max(wanted, last + 1)
                 yield last, frame
-            if heard is not self.heard:
-                self.heard += heard
+        if seek and not waiting:
+            self.heard += heard
 
-    def _place(self, frame: av.VideoFrame, following: int) -> int:
-        "The place of a frame by its time, or the one that follows if it has none."
+    def _place(self, frame: av.VideoFrame, number: int, following: int) -> int:
+        "The place of a frame by its number or its time, or the one that follows."
+        if self.order is not None:
+            return self.order[number] if number < len(self.order) else following
         return following if frame.pts is None else round((frame.pts * frame.time_base - self.zero) * self.rate)
 
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:

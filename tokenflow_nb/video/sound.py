@@ -71,12 +71,14 @@ def sound_kind(
     return None
 
 
-def _mean(frame: av.AudioFrame) -> av.AudioFrame:
-    "The mean of all channels, as one."
+def _mean(frame: av.AudioFrame, used: set[int]) -> av.AudioFrame:
+    "The mean of all channels that have ever been heard, as one; those heard are noted in `used`."
     values = frame.to_ndarray()
     values = (values if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels).T).astype(np.float32)
     zero, full = {"u8": (128, 128), "s16": (0, 1 << 15), "s32": (0, 1 << 31)}.get(frame.format.packed.name, (0, 1))
-    mean = av.AudioFrame.from_ndarray((values.mean(axis=0, keepdims=True) - zero) / np.float32(full), "fltp", "mono")
+    values = (values - zero) / np.float32(full)
+    used |= {*np.flatnonzero(np.abs(values).max(axis=1) > 1e-3).tolist()}
+    mean = av.AudioFrame.from_ndarray(values.sum(axis=0, keepdims=True) / np.float32(max(1, len(used))), "fltp", "mono")
     mean.sample_rate = frame.sample_rate
     return mean
 
@@ -90,12 +92,12 @@ def _sound(values: np.ndarray, at: int, kind: tuple[int, str]) -> av.AudioFrame:
 
 def _resampled(path: Path, start: float, kind: tuple[int, str], heard: list[str]) -> Iterator[tuple[int, np.ndarray]]:
     "Sound as floats `(channels, samples)`, each block with the number of its first sample, counted from `start` seconds."
-    resampler, position = av.AudioResampler("fltp", kind[1], kind[0]), None
+    resampler, position, used = av.AudioResampler("fltp", kind[1], kind[0]), None, set()
     for time, frame in _from(path, start, heard):
         here = round((float(time) - start) * kind[0])
         if position is None or abs(here - position) > kind[0] / 10:
             position = here
-        frame = _mean(frame) if kind[1] == "mono" and frame.layout.nb_channels > 1 else frame
+        frame = _mean(frame, used) if kind[1] == "mono" and frame.layout.nb_channels > 1 else frame
         frame.pts = None
         for part in resampler.resample(frame):
             yield position, part.to_ndarray()
