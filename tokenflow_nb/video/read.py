@@ -63,7 +63,7 @@ _LISTS = {b"#EXTM3U": "a playlist", b"ffconcat": "a list of files", b"<MPD": "DA
 
 def open_media(path: Path, heard: list[str]) -> av.container.InputContainer:
     "An open file. Raises `ClipError` for what ffmpeg does not know or what would read other files."
-    options = {"protocol_whitelist": "file", "format_whitelist": f"{_FILMS},{_SOUNDS}", "max_pixels": str(MAX_PIXELS)}
+    options = {"protocol_whitelist": "file", "format_whitelist": f"{_FILMS},{_SOUNDS}", "max_pixels": str(MAX_PIXELS), "err_detect": "crccheck+bitstream+buffer"}
     said = []
     try:
         with listening(said):
@@ -227,6 +227,8 @@ class _Packets:
 
     times: list[int | None] = field(default_factory=list)  # when each picture is shown, in units of the stream, in their order in the file
     ends: dict[int, Fraction] = field(default_factory=dict)  # of each stream, in seconds
+    packets: int = 0  # of this stream, empty ones too
+    position: int = 0  # where in the file the last one ends
     backwards: bool = False  # the clock of the file is set back somewhere
     whole: bool = False  # looked through to the end
 
@@ -239,7 +241,10 @@ def _look_through(container: Any, stream: Any, whole: bool, heard: list[str]) ->
         if shown is not None:
             end = (shown + (packet.duration or 0)) * packet.stream.time_base
             found.ends[packet.stream_index] = max(end, found.ends.get(packet.stream_index, end))
-        if packet.stream_index != stream.index or packet.is_discard or not packet.size:
+        if packet.stream_index != stream.index:
+            continue
+        found.packets, found.position = found.packets + 1, (packet.pos or 0) + packet.size
+        if packet.is_discard or not packet.size:
             continue
         found.backwards |= packet.dts is not None and before is not None and packet.dts < before
         found.times.append(packet.pts)
@@ -255,25 +260,45 @@ def _is_in_file_order(times: list[int | None], stream: Any) -> bool:
     return len(times) > 1 and stream.codec_context.has_b_frames and all(one < other for one, other in zip(times, times[1:]))
 
 # %% ../../nbs/video/04_read.ipynb #51af9d47
-_HEADERS = {"matroska", "mov", "avi", "flv", "asf"}  # formats whose header says how long they last
-
-
-def _unfinished(container: Any, found: _Packets, path: Path, rate: Fraction) -> list[str]:
-    "What tells that a file ends too early, if anything does."
-    kind, size = container.format.name.partition(",")[0], path.stat().st_size
+def _lacks_its_end(kind: str, path: Path) -> bool:
+    "Whether a file lacks what files of its kind end with."
+    size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(1000)
-        file.seek(max(0, size - 64))
+        file.seek(max(0, size - (1 << 17)))
         tail = file.read()
-    if kind == "gif" and b";" not in tail.rstrip(b"\0")[-2:]:
-        return ["gif: the file ends without its mark of the end"]
-    unit = next((unit for unit, at in ((188, 0), (192, 4), (204, 0)) if head[at::unit][:3] == b"GGG"), 0)
-    if kind == "mpegts" and unit and size % unit:
-        return ["mpegts: the file ends within a packet"]
+    if kind == "gif":
+        return b";" not in tail.rstrip(b"\0")[-2:]
+    if kind == "apng":
+        return b"IEND" not in tail[-64:]
+    if kind == "mpegts":  # packets of one size
+        unit = next((unit for unit, at in ((188, 0), (192, 4), (204, 0)) if head[at::unit][:3] == b"GGG"), size)
+        return size % unit != 0
+    if kind == "ogg":  # the last page is whole and says that it is the last
+        page = tail[tail.rfind(b"OggS"):]
+        return len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27:27 + page[26]])
+    if kind == "flv":  # the size of the last tag, and before it the tag
+        last = int.from_bytes(tail[-4:], "big") + 4
+        return last <= len(tail) < (1 << 17) and tail[-last] not in (8, 9, 18) or last > size
+    return False
+
+
+_HEADERS = {"matroska", "mov", "avi", "flv", "asf"}  # kinds whose header says how long they last
+
+
+def _unfinished(container: Any, found: _Packets, path: Path, rate: Fraction, frames: int) -> list[str]:
+    "What tells that a file ends too early, if anything does. `frames` is what its header says of their number, or 0."
+    kind = container.format.name.partition(",")[0]
+    if _lacks_its_end(kind, path):
+        return [f"{kind}: the end of the file is missing"]
+    if kind == "gif" and found.position < path.stat().st_size - 100:
+        return ["gif: pictures end before the file does"]
     promised = Fraction(container.duration or 0, av.time_base)
     ended = max(found.ends.values(), default=Fraction(0)) - Fraction(container.start_time or 0, av.time_base)
     if kind in _HEADERS and promised - ended > Fraction(3, 2) / rate + Fraction(1, 20):
         return [f"{kind}: the header promises {float(promised):.2f} s, the file ends after {float(ended):.2f} s"]
+    if kind in ("avi", "apng") and frames > found.packets:
+        return [f"{kind}: the header promises {frames} frames, the file has {found.packets}"]
     return []
 
 # %% ../../nbs/video/04_read.ipynb #516865a7
@@ -305,7 +330,7 @@ class Film:
             found = _look_through(container, stream, whole, looking)
             self._note_times(found, frame, container, stream)
             if whole:
-                self.heard += [words for words in (*looking, *_unfinished(container, found, path, self.rate)) if words not in self.heard]
+                self.heard += [words for words in (*looking, *_unfinished(container, found, path, self.rate, stream.frames)) if words not in self.heard]
 
     def _note_frame(self, frame: av.VideoFrame, stream: Any) -> None:
         "What the first frame says of all."
