@@ -408,13 +408,12 @@ def _pixels(film: Film | Album, shown: Iterable[Any], fit: Fit | None) -> Iterat
 
 # %% ../nbs/00_clip.ipynb #52a54470
 def _warn_of(film: Film | Album, count: int, expected: int) -> None:
-    "Warns of damage, of pictures that have no place, and of colours that had to be converted."
-    if film.heard:
+    "Warns of damage, and of colours that had to be converted."
+    heard = film.heard + [f"{film.lost} pictures have no place of their own"] * (film.lost > 0)
+    if heard:
         found = f"{count} of {max(count, expected)} frames could be read, and are used"
-        words = "; ".join(film.heard[:3]) + ("; ..." if len(film.heard) > 3 else "")
+        words = "; ".join(heard[:3]) + ("; ..." if len(heard) > 3 else "")
         warnings.warn(f"{film.path} is damaged or incomplete: {found} ({words})", UserWarning, stacklevel=3)
-    if film.lost:
-        warnings.warn(f"{film.path}: {film.lost} pictures follow others so closely that they are left out; fps= with a higher rate does not help", UserWarning, stacklevel=3)
     if film.shown_as:
         warnings.warn(f"{film.path} is in high dynamic range, {film.shown_as}: it is tone-mapped to what an ordinary screen shows", UserWarning, stacklevel=3)
 

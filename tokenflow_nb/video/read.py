@@ -297,7 +297,7 @@ def _unfinished(container: Any, found: _Packets, path: Path, rate: Fraction, fra
     ended = max(found.ends.values(), default=Fraction(0)) - Fraction(container.start_time or 0, av.time_base)
     if kind in _HEADERS and promised - ended > Fraction(3, 2) / rate + Fraction(1, 20):
         return [f"{kind}: the header promises {float(promised):.2f} s, the file ends after {float(ended):.2f} s"]
-    if kind in ("avi", "apng") and frames > found.packets:
+    if kind in ("avi", "apng", "mov") and frames > found.packets:
         return [f"{kind}: the header promises {frames} frames, the file has {found.packets}"]
     return []
 
