@@ -222,6 +222,29 @@ def test_matrix_and_range_are_obeyed(tmp_path, matrix, reach):
     assert np.abs(clip.frames[:, 32, 32].astype(int) - colours).max() <= 4
 
 
+@pytest.mark.parametrize("mark", ["colorspace=ycgco", "colorspace=ictcp", "color_trc=log100", "color_trc=smpte428"])
+def test_colours_that_nobody_here_can_convert_are_refused(tmp_path, mark):
+    path = ramp(tmp_path / "odd.mkv", "-vf", f"format=yuv420p,setparams={mark}", "-c:v", "libx264")
+    with pytest.raises(ClipError, match=r"odd\.mkv stores colours that are not converted here.*BT\.709"):
+        read_clip(path)
+
+
+@pytest.mark.parametrize("kind, options", [
+    ("mkv", ["-f", "lavfi", "-i", "sine=d=3", "-c:v", "copy"]), ("mp4", ["-f", "lavfi", "-i", "sine=d=1", "-c:v", "copy"]), ("mov", ["-c", "copy", "-timecode", "01:00:00:00"]),
+    ("avi", ["-f", "lavfi", "-i", "sine=d=1", "-c:v", "copy", "-c:a", "mp2"]), ("ts", ["-f", "lavfi", "-i", "sine=d=1", "-c:v", "copy", "-c:a", "mp2"]),
+    ("flv", ["-f", "lavfi", "-i", "sine=d=3", "-c:v", "copy", "-c:a", "aac"]), ("wmv", ["-f", "lavfi", "-i", "sine=d=3", "-c:v", "wmv2", "-q:v", "1"]),
+    ("mkv", ["-i", "words.srt", "-c:v", "copy"]), ("mp4", ["-i", "words.srt", "-c:v", "copy", "-c:s", "mov_text"]), ("mkv", ["-c", "copy", "-live", "1"]),
+    ("vob", ["-f", "lavfi", "-i", "sine=d=3", "-target", "pal-dvd", "-r", "25"]),
+])
+def test_a_clean_film_never_warns(tmp_path, kind, options, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("words.srt").write_text("1\n00:00:00,200 --> 00:00:09,000\nhello\n")
+    ramp(tmp_path / "ramp.mp4", *X264)
+    ffmpeg("-i", "ramp.mp4", *options, f"film.{kind}")
+    clip = quietly(f"film.{kind}")
+    assert abs(len(clip) - COUNT) <= 2 and numbers(clip)[0] < 0.8 and numbers(clip)[-1] == pytest.approx(39, abs=0.8)
+
+
 def transparent(path: Path) -> Path:
     "Red under a mask of which half is clear."
     if path.suffix in (".gif", ".png", ".webp"):

@@ -21,7 +21,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 
-from .colour import HDR, lay_on, needs_conversion, to_screen
+from .colour import HDR, UNKNOWN, lay_on, needs_conversion, to_screen
 from .paths import MAX_PIXELS, ClipError, check_pixels
 from .timeline import find_rate, place
 
@@ -206,15 +206,25 @@ def _is_clear(frame: av.VideoFrame) -> bool:
     return frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
 
 
+def _reformatted(frame: av.VideoFrame, kind: str, width: int, height: int, name: str) -> np.ndarray:
+    "The frame as an array of a kind of pixels. Raises `ClipError` for colours that ffmpeg cannot convert."
+    try:
+        if frame.color_trc in UNKNOWN:
+            raise ValueError(f"a transfer that is {UNKNOWN[frame.color_trc]}")
+        return frame.reformat(format=kind, width=width, height=height, interpolation="BICUBIC").to_ndarray()
+    except (av.FFmpegError, OSError, ValueError) as error:
+        stored = f"{frame.format.name}, matrix {int(frame.colorspace)} of H.273: {error}"
+        raise ClipError(f"{name} stores colours that are not converted here ({stored}). Convert it to BT.709 with another program first") from error
+
+
 def pixels_of(frame: av.VideoFrame, width: int, height: int, background: Any, name: str) -> np.ndarray:
     "The frame `(h, w, 3)` uint8 as it is shown, scaled to `width` × `height` before it is turned upright."
-    scaled = dict(width=width, height=height, interpolation="BICUBIC")
     if _is_clear(frame):
-        pixels = lay_on(frame.reformat(format="rgba", **scaled).to_ndarray(), background, name)
+        pixels = lay_on(_reformatted(frame, "rgba", width, height, name), background, name)
     elif needs_conversion(frame.color_trc, frame.color_primaries):
-        pixels = to_screen(frame.reformat(format="rgb48le", **scaled).to_ndarray(), frame.color_trc, frame.color_primaries)
+        pixels = to_screen(_reformatted(frame, "rgb48le", width, height, name), frame.color_trc, frame.color_primaries)
     else:
-        pixels = frame.reformat(format="rgb24", **scaled).to_ndarray()
+        pixels = _reformatted(frame, "rgb24", width, height, name)
     return _upright(pixels, frame)
 
 # %% ../../nbs/video/04_read.ipynb #3ebfa1d3
@@ -297,7 +307,7 @@ def _unfinished(container: Any, found: _Packets, path: Path, rate: Fraction, fra
     ended = max(found.ends.values(), default=Fraction(0)) - Fraction(container.start_time or 0, av.time_base)
     if kind in _HEADERS and promised - ended > Fraction(3, 2) / rate + Fraction(1, 20):
         return [f"{kind}: the header promises {float(promised):.2f} s, the file ends after {float(ended):.2f} s"]
-    if kind in ("avi", "apng", "mov") and frames > found.packets:
+    if kind in ("apng", "mov") and frames > found.packets:
         return [f"{kind}: the header promises {frames} frames, the file has {found.packets}"]
     return []
 
