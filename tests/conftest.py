@@ -72,14 +72,11 @@ def _same_every_time():
 @pytest.fixture(scope="session")
 def clip_file(tmp_path_factory):
     "A real video file: 9 frames of 48×64 (height×width) at 12 fps, a bright square that moves to the right."
-    import imageio_ffmpeg
+    from tokenflow_nb.clip import Clip, write_clip
 
-    path = tmp_path_factory.mktemp("clip") / "square.mp4"
-    writer = imageio_ffmpeg.write_frames(str(path), (64, 48), fps=12, codec="libx264", macro_block_size=2, quality=8)
-    writer.send(None)
-    for index in range(9):
-        frame = np.full((48, 64, 3), (30, 90, 40), np.uint8)
+    frames = np.full((9, 48, 64, 3), (30, 90, 40), np.uint8)
+    for index, frame in enumerate(frames):
         frame[16:32, 4 * index + 4 : 4 * index + 20] = (230, 200, 40)
-        writer.send(frame)
-    writer.close()
+    path = tmp_path_factory.mktemp("clip") / "square.mp4"
+    write_clip(path, Clip(frames, 12.0))
     return path

@@ -8,7 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-import imageio_ffmpeg
+import av
 import pytest
 from PIL import Image
 
@@ -267,9 +267,9 @@ def test_cache_lists_prunes_and_clears(run, cache):
 
 
 def frames_of(path: Path) -> tuple[int, tuple[int, int]]:
-    reader = imageio_ffmpeg.read_frames(str(path))
-    size = next(reader)["size"]
-    return sum(1 for _ in reader), size
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return sum(1 for _ in container.decode(stream)), (stream.width, stream.height)
 
 
 def test_demo_writes_its_four_files_and_three_lines_of_figures(run, cache, tmp_path):

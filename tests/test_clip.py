@@ -484,20 +484,20 @@ def test_where_nothing_can_be_written(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.mp4"]
 
 
-@pytest.mark.parametrize("content, words", [(None, "no such file"), (b"text", "audio_from=.*not a file that ffmpeg")])
-def test_sound_from_what_is_none(tmp_path, content, words):
+@pytest.mark.parametrize("content, words", [(None, "audio_from=.*no such file"), (b"text", "not a video that ffmpeg")])
+def test_sound_from_what_is_none_costs_only_the_sound(tmp_path, content, words):
     path, source = tmp_path / "a.mp4", tmp_path / "sound.mp3"
     if content:
         source.write_bytes(content)
-    with pytest.raises(ClipError, match=words):
+    with pytest.warns(UserWarning, match=words):
         write_clip(path, moving(), audio_from=source)
-    assert not path.exists()
+    assert len(read_clip(path)) == 6
 
 
 def test_when_the_encoder_fails_nothing_is_left_and_the_old_file_stays(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "a.mp4", moving(4))
     before = path.read_bytes()
-    monkeypatch.setattr("tokenflow_nb.clip._MP4", ["-no_such_option", "1"])
+    monkeypatch.setattr("tokenflow_nb.video.write.H264", "no such encoder")
     with pytest.raises(ClipError, match="cannot be written"):
         write_clip(path, moving(6))
     assert os.listdir(tmp_path) == ["a.mp4"] and path.read_bytes() == before

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = sorted((ROOT / "tokenflow_nb").rglob("*.py"))
 COLAB = dict(line.removesuffix(".*").split("==") for line in (ROOT / ".ci" / "colab.txt").read_text().splitlines() if "==" in line)
-DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "imageio_ffmpeg": "imageio-ffmpeg", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
+DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
 COMES_WITH = {
     "IPython": "ipywidgets",
     "traitlets": "ipywidgets",

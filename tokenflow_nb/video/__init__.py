@@ -1,0 +1,1 @@
+"Video files: finding, reading, colour, sound, writing."
