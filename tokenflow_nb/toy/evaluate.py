@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULES_COMPARED', 'held_out_scenes', 'vae_psnr', 'attributes', 'accuracy', 'wrong_sentences', 'caption_gaps', 'paint',
            'EditCase', 'judge_edit', 'run_case', 'in_processes', 'evaluate_pictures', 'evaluate_inversion',
-           'evaluate_edits', 'card', 'save_sheet', 'main']
+           'evaluate_edits', 'card', 'save_sheet', 'weights_digest', 'main']
 
 # %% ../../nbs/toy/07_evaluate.ipynb #693f8720
 import argparse
@@ -34,7 +34,7 @@ from ..inversion import gate, invert, psnr
 from ..metrics import ClipJudge, consistency_recovered, masked_psnr, warp_error
 from ..model import TOY_FOLDER, Model, ddim_move, load_model, predicted_clean
 from ..propagation import RULES
-from ..store import Store
+from ..store import Store, digest
 from .world import BACKGROUNDS, MATERIALS, SHAPES, Scene, caption, captions, held_out
 
 # %% ../../nbs/toy/07_evaluate.ipynb #0ccfb016
@@ -290,6 +290,12 @@ def save_sheet(path: Path, clips: list[Clip], labels: list[str]) -> None:
         sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3), Image.Resampling.LANCZOS).quantize(192).save(part, "png", optimize=True)
 
 
+def weights_digest(checkpoint: str | Path = "toy") -> str:
+    "Stands for the weights in a model's folder: for its files, not for what a version of diffusers makes of them."
+    folder = Path(TOY_FOLDER if checkpoint == "toy" else checkpoint)
+    return digest([(path.relative_to(folder).as_posix(), path.read_bytes()) for path in sorted(folder.rglob("*.safetensors"))])[:24]
+
+
 def main(arguments: list[str] | None = None) -> dict:
     "Measures, prints the card, and writes it where asked."
     parser = argparse.ArgumentParser(prog="python -m tokenflow_nb.toy.evaluate", description="Measures the toy model and its edits, and writes its model card.")
@@ -318,7 +324,7 @@ def main(arguments: list[str] | None = None) -> dict:
     training = Path(TOY_FOLDER if options.model == "toy" else options.model) / "training.md"
     figures["about"] = dict(
         command=f"python -m tokenflow_nb.toy.evaluate --scenes {options.scenes} --frames {options.frames} --steps {options.steps} --rules {options.rules}",
-        machine=f"{options.processes} cores, {platform.machine()}", minutes=(time.time() - start) / 60, digest=model.digest,
+        machine=f"{options.processes} cores, {platform.machine()}", minutes=(time.time() - start) / 60, digest=weights_digest(options.model),
         guidance_scale=model.guidance_scale, training=training.read_text().strip() if training.exists() else "",
     )
     print(card(figures))
