@@ -112,7 +112,8 @@ def _check_room(count: int, size: tuple[int, int]) -> None:
     need, place = count * math.prod(size) * 3, tempfile.gettempdir()
     if need > FRAMES_IN_MEMORY and need > (free := shutil.disk_usage(place).free):
         remedy = "give stop=, max_frames= or a smaller size=, or set TMPDIR to another disk"
-        raise ClipError(f"{count} frames of {size[0]}×{size[1]} pixels take {need / 1e9:.1f} GB, {place} has {free / 1e9:.1f} GB free: {remedy}")
+        found = f"take {need / 1e9:.1f} GB, {place} has {free / 1e9:.1f} GB free"
+        raise ClipError(f"{count} frames of {size[0]}×{size[1]} pixels {found}: {remedy}")
 
 
 def let_go(
@@ -259,9 +260,11 @@ def _are_pictures(source: Any) -> bool:
 
 def _named(source: Any) -> Any:
     "The path of a file that is open, and everything else as it is. Raises `ClipError` for bytes."
-    if isinstance(source, bytes | bytearray | memoryview) or (hasattr(source, "read") and not isinstance(getattr(source, "name", None), str)):
-        raise ClipError(f"{type(source).__qualname__} of a file: write it to a file first, Path('clip.mp4').write_bytes(...), and give its path")
-    return source.name if hasattr(source, "read") else source
+    is_open = hasattr(source, "read")
+    if isinstance(source, bytes | bytearray | memoryview) or (is_open and not isinstance(getattr(source, "name", None), str)):
+        remedy = "write it to a file first, Path('clip.mp4').write_bytes(...), and give its path"
+        raise ClipError(f"{type(source).__qualname__} of a file: {remedy}")
+    return source.name if is_open else source
 
 # %% ../nbs/00_clip.ipynb #847b8c67
 def _is_size(size: Any) -> bool:
@@ -393,7 +396,8 @@ def _check_length(film: Film | Album, first: int, count: int | None, rate: Fract
         count = left if count is None else min(left, count)
         if count > MANY and count > 20 * film.count * max(1, rate / film.rate):
             remedy = "give max_frames=, stop= or a lower fps="
-            raise ClipError(f"{film.path} holds {film.count} pictures for {float(film.duration):.0f} s, which are {count} frames, most of them repeats: {remedy}")
+            found = f"holds {film.count} pictures for {float(film.duration):.0f} s, which are {count} frames"
+            raise ClipError(f"{film.path} {found}, most of them repeats: {remedy}")
     _check_room(count or 1, size)
 
 
@@ -415,7 +419,8 @@ def _warn_of(film: Film | Album, count: int, expected: int) -> None:
         words = "; ".join(heard[:3]) + ("; ..." if len(heard) > 3 else "")
         warnings.warn(f"{film.path} is damaged or incomplete: {found} ({words})", UserWarning, stacklevel=3)
     if film.shown_as:
-        warnings.warn(f"{film.path} is in high dynamic range, {film.shown_as}: it is tone-mapped to what an ordinary screen shows", UserWarning, stacklevel=3)
+        message = f"{film.path} is in high dynamic range, {film.shown_as}: it is tone-mapped to what an ordinary screen shows"
+        warnings.warn(message, UserWarning, stacklevel=3)
 
 # %% ../nbs/00_clip.ipynb #2a2b921b
 def read_clip(

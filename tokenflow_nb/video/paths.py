@@ -123,7 +123,8 @@ def _of_pattern(pattern: Path) -> list[Path] | None:
         raise ClipError(f"{pattern}: no file matches this pattern")
     others = [path for path in found if not is_picture(path)]
     if len(found) > 1 and others:
-        raise ClipError(f"{pattern} matches {len(found)} files, among them {others[0].name}, which is no picture: give one video or pictures only")
+        problem = f"among them {others[0].name}, which is no picture"
+        raise ClipError(f"{pattern} matches {len(found)} files, {problem}: give one video or pictures only")
     return found
 
 # %% ../../nbs/video/00_paths.ipynb #f12a44e6

@@ -43,7 +43,8 @@ def listening(heard: list[str]) -> Iterator[None]:
     finally:
         for level, name, words in logs:
             said = f"{name}: {' '.join(words.split())}" if name else " ".join(words.split())
-            if (level <= av.logging.ERROR or any(part in words.lower() for part in _ALSO)) and said not in heard and len(heard) < 50:
+            is_damage = level <= av.logging.ERROR or any(part in words.lower() for part in _ALSO)
+            if is_damage and said not in heard and len(heard) < 50:
                 heard.append(said)
         with _LISTENING:
             level, skip = _LISTENERS.pop()
@@ -83,7 +84,8 @@ def _why_not(path: Path, said: list[str], error: Exception) -> str:
     refused = next((words.partition(":")[0] for words in said if "not on whitelist" in words), None)
     refused = next((name for mark, name in _LISTS.items() if mark in head), refused)
     if refused:
-        return f"{path} is not a video but of the kind «{refused}», which may read other files or the network: give the video file itself"
+        kind = f"of the kind «{refused}», which may read other files or the network"
+        return f"{path} is not a video but {kind}: give the video file itself"
     broke_off = any("moov atom not found" in words for words in said) and b"ftyp" in head[:64]
     hint = ": its index is missing, as in a download that broke off" if broke_off else ""
     return f"{path} is not a video that ffmpeg can read{hint}. Give a file that a player shows"
@@ -177,8 +179,10 @@ def _progressive(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         if graph is None and frame.interlaced_frame and min(frame.width, frame.height) >= 8:
             graph, kind = av.filter.Graph(), (frame.format.name, frame.width, frame.height)
             graph.threads = 1
-            source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
-            graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink")).configure()
+            size = dict(width=frame.width, height=frame.height)
+            source = graph.add_buffer(**size, format=frame.format, time_base=frame.time_base)
+            bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+            graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
         if graph is None:
             yield frame
             continue
@@ -214,7 +218,8 @@ def _reformatted(frame: av.VideoFrame, kind: str, width: int, height: int, name:
         return frame.reformat(format=kind, width=width, height=height, interpolation="BICUBIC").to_ndarray()
     except (av.FFmpegError, OSError, ValueError) as error:
         stored = f"{frame.format.name}, matrix {int(frame.colorspace)} of H.273: {error}"
-        raise ClipError(f"{name} stores colours that are not converted here ({stored}). Convert it to BT.709 with another program first") from error
+        remedy = "Convert it to BT.709 with another program first"
+        raise ClipError(f"{name} stores colours that are not converted here ({stored}). {remedy}") from error
 
 
 def pixels_of(frame: av.VideoFrame, width: int, height: int, background: Any, name: str) -> np.ndarray:
@@ -340,7 +345,7 @@ class Film:
             found = _look_through(container, stream, whole, looking)
             self._note_times(found, frame, container, stream)
             if whole:
-                self.heard += [words for words in (*looking, *_unfinished(container, found, path, self.rate, stream.frames)) if words not in self.heard]
+                self.heard += dict.fromkeys([*looking, *_unfinished(container, found, path, self.rate, stream.frames)])
 
     def _note_frame(self, frame: av.VideoFrame, stream: Any) -> None:
         "What the first frame says of all."
@@ -349,7 +354,8 @@ class Film:
         self.scaled = max(1, int(frame.width * square + 0.5)), frame.height  # width, height in square pixels, not yet upright
         check_pixels(*self.scaled, str(self.path))
         shape = _upright(np.empty((self.scaled[1], self.scaled[0], 0), np.uint8), frame).shape
-        self.size, self.shown_as, self.kind = shape[:2], HDR.get(frame.color_trc), stream.container.format.name.partition(",")[0]
+        self.size, self.shown_as = shape[:2], HDR.get(frame.color_trc)
+        self.kind = stream.container.format.name.partition(",")[0]
 
     def _note_times(self, found: _Packets, frame: av.VideoFrame, container: Any, stream: Any) -> None:
         "Rate, length and the time of the first picture, and of all pictures where they can only be counted."
@@ -427,5 +433,6 @@ class Film:
         wide, high = self.coded
         if abs(frame.width * high / (frame.height * wide) - 1) > 0.02:
             change = f"from {high}×{wide} to {frame.height}×{frame.width} pixels"
-            raise ClipError(f"{self.path} changes its shape {change} after {float(frame.time or 0):.2f} s: read up to there with stop=, or convert it first")
+            when, remedy = f"after {float(frame.time or 0):.2f} s", "read up to there with stop=, or convert it first"
+            raise ClipError(f"{self.path} changes its shape {change} {when}: {remedy}")
         return pixels_of(frame, *self.scaled, self.background, str(self.path))
