@@ -402,3 +402,13 @@ def test_nothing_is_pickled(tmp_path):
     store = Store(tmp_path)
     write(store)
     assert {path.suffix for path in (tmp_path / KEY).iterdir()} == {".json", ".safetensors"}
+
+
+def test_an_entry_that_is_cleared_as_soon_as_it_is_made_is_said_so(tmp_path):
+    store = Store(tmp_path)
+    with store.writing("made-1") as writer:
+        writer.put_json("part", 1)
+    assert store.made("made-1").load_json("part") == 1
+    store.clear()
+    with pytest.raises(StoreError, match="was removed from .* by another process: start again"):
+        store.made("made-1")

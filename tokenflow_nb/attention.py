@@ -221,10 +221,13 @@ def installed(
     processor: type[TokenFlowAttention] = TokenFlowAttention,  # how a self-attention is computed
 ) -> Iterator[Context]:
     """TokenFlow's processors and hooks in a UNet, for the length of a `with` block; other threads wait to use it.
-    Raises `ValueError` for unknown feature layers."""
+    Raises `ValueError` for layers to inject that the UNet does not have."""
     layers, modules = self_attentions(unet), dict(unet.named_modules())
-    if missing := [name for name in features if name not in modules]:
-        raise ValueError(f"features={missing}: the UNet has no such layers")
+    wanted = {"features": (features, modules), "injection.features": (context.injection.features, features),
+              "injection.attention": (context.injection.attention, layers)}
+    for what, (names, there) in wanted.items():
+        if missing := sorted(set(names) - set(there)):
+            raise ValueError(f"{what}={missing}: the UNet has no such layers, or no hook waits there")
     with lock_of(unet).changing("attention processors"):
         before, hooks = {name: layer.processor for name, layer in layers.items()}, []
         try:

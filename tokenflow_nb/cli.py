@@ -111,7 +111,7 @@ def _add_source(
     parser: argparse.ArgumentParser,
 ) -> None:
     "The clip, and which of its frames."
-    parser.add_argument("source", metavar="CLIP", help="a video file")
+    parser.add_argument("source", metavar="CLIP", help="a video file, or a folder or pattern ('shots/*.png') of pictures")
     frames = parser.add_argument_group("which frames")
     _option(
         frames,
@@ -124,6 +124,7 @@ def _add_source(
     _option(frames, "--stop", "second to stop at (default: the end)", type=float, metavar="S")
     _option(frames, "--fps", "frames a second to use (default: the clip's)", type=float, metavar="F")
     _option(frames, "--max-frames", "use at most so many frames (default: all)", type=int, metavar="N")
+    _option(frames, "--background", "a colour to lay a transparent clip on, white or #204080 (default: refuse it)", metavar="COLOUR")
 
 
 def _add_model(group: argparse._ActionsContainer) -> None:
@@ -258,6 +259,7 @@ _EDIT_OPTIONS = (
     "stop",
     "fps",
     "max_frames",
+    "background",
     "inversion_steps",
     "rule",
     "strength",
@@ -357,7 +359,7 @@ def _run_invert(args: argparse.Namespace) -> None:
     from tokenflow_nb.inversion import gate, invert
     from tokenflow_nb.model import load_model
 
-    clip = read_clip(source, **_given(args, ("start", "stop", "fps", "max_frames")))
+    clip = read_clip(source, **_given(args, ("start", "stop", "fps", "max_frames", "background")))
     model = load_model(args.model)
     clip = fit_clip(clip, args.size or default_size(model, clip), multiple=model.multiple)
     trajectory = invert(model, clip, args.prompt, steps=args.steps, progress=not args.quiet)

@@ -39,10 +39,12 @@ from .inversion import CORRECTIONS, Trajectory, check_finite, inversion_grid, in
 from .keyframes import SEEDS, intervals, joint_groups, keyframe_table
 from .memory import PeakMemory, room_for, trim_memory
 from .model import Blocks, Model, ddim_move, load_model, predicted_clean
+from .parts import find_device
 from .planner import Forecast, finite, plan
 from .propagation import RULES
 from .source import SourceRecord, record_source, recording
 from .store import Draft, Store, digest
+from .video.colour import as_colour
 
 # %% ../nbs/09_edit.ipynb #cfc0738d
 _SOURCE_BRANCH = ("recorded", "live")
@@ -417,7 +419,7 @@ def run_kept(
             edit.run(checkpoints, progress)
             edit.model.check_unchanged(fingerprint, draft)
             return begun
-    edit.latents, edit.index = store.get(key, verify=False).tensor(f"step-{len(edit.timesteps):04d}", "latents"), len(edit.timesteps)
+    edit.latents, edit.index = store.made(key).tensor(f"step-{len(edit.timesteps):04d}", "latents"), len(edit.timesteps)
     return edit.index
 
 
@@ -500,7 +502,7 @@ def _write_film(path: Path, clip: Clip, source: str | None):
         warnings.warn(f"{path} is written without the sound of {source}: {error}", UserWarning, stacklevel=3)
 
 
-_READ = ("start", "stop", "fps", "max_frames")
+_READ = ("start", "stop", "fps", "max_frames", "background")
 
 
 def known_device(name: str, value: str | torch.device | None, here: bool = True) -> str | None:
@@ -511,11 +513,7 @@ def known_device(name: str, value: str | torch.device | None, here: bool = True)
         device = torch.device(value)
     except (RuntimeError, TypeError):
         refuse(name, value, "give 'cpu', 'cuda', 'cuda:1' or 'mps', or None for the best there is")
-    gpus = torch.cuda.device_count()
-    there = device.type == "cpu" or device.type == "mps" and torch.backends.mps.is_available() or device.type == "cuda" and (device.index or 0) < gpus
-    if here and not there:
-        refuse(name, str(device), f"this machine has {gpus} CUDA devices and {'a' if torch.backends.mps.is_available() else 'no'} Metal device: give 'cpu'")
-    return str(device)
+    return str(find_device(device) if here else device)
 
 
 checked_store = partial(instance, kind=Store, remedy="give a store, Store(folder) for instance", none="the default cache")
@@ -524,6 +522,7 @@ _OPTION_CHECKS: dict[str, Callable] = dict(  # of an edit's options that are no 
     stop=partial(number, above=0, of="seconds", none="the end"),
     fps=partial(number, above=0, of="frames per second", none="the file's"),
     max_frames=partial(whole, least=1, of="frames", none="all"),
+    background=lambda name, value: None if value is None else as_colour(value),
     size=partial(frame_size, none="the size of the model"),
     restore_size=switch,
     resume=switch,
@@ -562,7 +561,7 @@ def edit_video(
     store: Store | None = None,  # None: the default cache
     resume: bool = True,  # go on where the same edit was interrupted; what is done is not done again
     device: str | None = None,
-    **config,  # start, stop (seconds), fps, max_frames; and every other field of `EditConfig`
+    **config,  # start, stop (seconds), fps, max_frames, background; and every other field of `EditConfig`
 ) -> EditResult:
     "Edits a video by a prompt. Bad arguments raise `ValueError` before any long work."
     reading = checked_options(**{name: config.pop(name) for name in _READ if name in config})

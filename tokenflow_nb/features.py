@@ -301,7 +301,7 @@ def _recorded(model: Model, source, meta: dict, layers: list[Layer], store: Stor
             _play_trajectory(model, trajectory, timesteps, frames, tape)
         tape.flush()
         model.check_unchanged(meta["model_digest"])
-    return Recording(store.get(key, verify=False))
+    return Recording(store.made(key))
 
 # %% ../nbs/07_features.ipynb #8ae34859
 @dataclass(frozen=True, eq=False, repr=False)

@@ -253,7 +253,7 @@ def inverting(
             draft.put(name, path)
         if not draft.finished:
             model.check_unchanged(fingerprint, draft)
-    return Trajectory(store.get(key, verify=False))
+    return Trajectory(store.made(key))
 
 
 def check_size(model: Model, clip: Clip):

@@ -33,6 +33,7 @@ from .edit import EditConfig, checked_options, checked_store, edit_video, file_o
 from .files import checked_path, film_and_record, writable_target, write_json
 from .model import MODELS, Model, shared_model
 from .store import Store, digest
+from .video.paths import local_path
 from .workers import LocalExecutor, RayExecutor, WorkerLost
 
 # %% ../nbs/14_jobs.ipynb #b7e2d1c3
@@ -45,7 +46,7 @@ class JobError(ValueError):
 
 _ARGUMENTS = {name: each.default for name, each in inspect.signature(edit_video).parameters.items() if each.kind is each.KEYWORD_ONLY}
 _SETTINGS = tuple(each.name for each in fields(EditConfig))
-_READING = ("start", "stop", "fps", "max_frames")
+_READING = ("start", "stop", "fps", "max_frames", "background")
 _OF_THE_RUN = ("store", "progress")  # decided by edit_many for all jobs
 _OPTIONS = sorted({*_ARGUMENTS, *_SETTINGS, *_READING} - {"source", "prompt", "out", "model", *_OF_THE_RUN})
 
@@ -114,7 +115,7 @@ class EditJob:
         if isinstance(model, Model):
             raise JobError(f"model={model!r} is loaded: give its name or folder; every worker loads it once")
         options = _checked_options(prompt, options)
-        source = _absolute(source) if isinstance(source, str | os.PathLike) else as_clip(source)
+        source = local_path(source) if isinstance(source, str | os.PathLike) else as_clip(source)
         place = checked_path("model", model, JobError)
         model = str(place.absolute() if str(model) not in MODELS and place.is_dir() else model)
         out = _absolute(writable_target("out", out, file_of(source), JobError))
@@ -305,7 +306,8 @@ def _checked(jobs: Iterable[EditJob]) -> list[EditJob]:
         if not isinstance(job, EditJob):
             raise JobError(f"jobs[{place}]={job!r}: give an EditJob(source, prompt, out, ...)")
         if isinstance(job.source, Path) and not job.source.is_file():
-            raise JobError(f"jobs[{place}]: source={str(job.source)!r}: no such file; check the name, or leave the job out")
+            what = "a folder; give as_clip(folder) for its pictures" if job.source.is_dir() else "no such file; check the name, or leave the job out"
+            raise JobError(f"jobs[{place}]: source={str(job.source)!r}: {what}")
     return jobs
 
 

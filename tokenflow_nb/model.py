@@ -417,7 +417,7 @@ class Model:
         embeds: torch.Tensor,  # (n, tokens, c), or (1, tokens, c) for all rows
         **unet_kwargs,  # what an editor adds: a ControlNet's residuals, say
     ) -> torch.Tensor:
-        "The noise ε `(n, c, h, w)`, float32 on the CPU, that the UNet sees in the latents."
+        "The noise ε `(n, c, h, w)`, float32 on the CPU, that the UNet sees in the latents; where there is only noise (ᾱ = 0), v = −x̂₀."
         embeds = embeds.expand(len(latents), -1, -1)
         with self.lock:
             output = self.unet(latents.to(self.device, self.dtype), timestep, embeds, return_dict=False, **unet_kwargs)[0]

@@ -106,7 +106,7 @@ def recording(
             yield done, len(timesteps)
         if not draft.finished:
             model.check_unchanged(fingerprint, draft)
-    return SourceRecord(store.get(key, verify=False))
+    return SourceRecord(store.made(key))
 
 
 def _record_step(denoiser: Denoiser, timestep: int, keyframes: torch.Tensor, draft: Draft) -> None:

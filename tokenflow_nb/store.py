@@ -676,6 +676,12 @@ class Store:
         _check_name("key", key)
         return _open(self.root, key, verify)
 
+    def made(self, key: str) -> Entry:
+        "The entry that was made a moment ago. Raises `StoreError` if another process has removed it since."
+        if (entry := self.get(key, verify=False)) is None:
+            raise StoreError(f"{key} was removed from {self.root} as soon as it was made, by another process: start again")
+        return entry
+
     def entries(self) -> list[Entry]:
         "All entries, the one used last first."
         return [entry for _, _, entry in sorted(_found(self.root), reverse=True) if entry]
