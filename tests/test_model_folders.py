@@ -397,7 +397,7 @@ def test_folders_around_and_inside_a_model_point_to_it(folder, tmp_path):
     assert "of single files (model.safetensors)" in refusal(tmp_path / "files")
 
 
-@pytest.mark.parametrize("model", [None, 5, True, b"toy", ["toy"], {"unet": 1}, np.zeros(3), object()], ids=repr)
+@pytest.mark.parametrize("model", [None, 5, True, b"toy", ["toy"], {"unet": 1}, np.zeros(3), object()], ids=lambda value: type(value).__name__)
 def test_what_is_no_name_is_said_to_be_none(model):
     assert "give an alias (toy" in refusal(model)
 

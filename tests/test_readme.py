@@ -69,4 +69,4 @@ def test_its_commands_are_understood(command, capsys):
     try:
         cli.parser().parse_args(words)
     except SystemExit as stop:  # `--help`; `invert` named without its clip
-        assert stop.code == 0 or len(words) == 1 and f"usage: tokenflow_nb {words[0]}" in capsys.readouterr().err
+        assert stop.code == 0 or len(words) == 1 and f"the following arguments are required: CLIP (tokenflow_nb {words[0]}" in capsys.readouterr().err
