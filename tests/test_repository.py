@@ -143,3 +143,12 @@ def test_the_toy_models_card_is_of_the_weights_that_are_there():
     figures, readme = json.loads((ROOT / "tokenflow_nb" / "toy" / "weights" / "README.json").read_text()), (ROOT / "README.md").read_text()
     assert figures["about"]["digest"] == weights_digest()
     assert figures["about"]["command"] in readme and f"come to {figures['edits']['means']['paper']['recovered']:.2f} here" in readme
+
+
+def test_each_promise_of_security_is_held_by_a_test_that_is_there():
+    "Rows of the table name tests by file and function."
+    rows = [line for line in (ROOT / "SECURITY.md").read_text().splitlines() if line.startswith("| **")]
+    named = [re.findall(r"`(tests/test_\w+\.py)::(test_\w+)`", row) for row in rows]
+    assert len(rows) >= 9 and all(named)
+    for path, name in sum(named, []):
+        assert f"def {name}(" in (ROOT / path).read_text(), (path, name)

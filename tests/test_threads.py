@@ -179,7 +179,7 @@ def test_a_panel_says_that_it_waits_and_can_be_stopped_while_it_does(model):
     got = []
 
     def wait():
-        with its_turn(lock, stop, progress) as free:
+        with its_turn(lock, stop, progress.finish) as free:
             got.append(free)
 
     with lock:

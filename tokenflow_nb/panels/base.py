@@ -335,12 +335,12 @@ class Note(ipywidgets.HTML):
 def its_turn(
     lock: NetworkLock,  # of the model that a piece of work needs
     stop: threading.Event,
-    progress: Progress,
+    tell: Callable[[str], None],  # gets the words, if it has to wait
 ) -> Iterator[bool]:
     "Waits for a model that another thread uses, and says so. Gives whether it is free now: it is not if `stop` was set meanwhile."
     held = lock.acquire(0.3, stop.is_set)
     if not held and not stop.is_set():
-        progress.finish("waiting: another panel or cell uses this model")
+        tell("waiting: another panel or cell uses this model")
         held = lock.acquire(unless=stop.is_set)
     try:
         yield held

@@ -24,7 +24,7 @@ from ..edit import Edit, EditError
 from ..features import colours, find_layer, list_layers, pca, record
 from ..guidance import Editor
 from ..model import predicted_clean
-from .base import Busy, Cache, Note, Panel, Player, Strip, Worker, encode_film, encode_png, escape, in_words
+from .base import Busy, Cache, Note, Panel, Player, Strip, Worker, encode_film, encode_png, escape, in_words, its_turn
 from ..store import Store
 
 # %% ../../nbs/panels/02_denoise.ipynb #6188fed4
@@ -460,8 +460,11 @@ def _work(panel: DenoisePanel, work: Callable[[threading.Event], None], stop: th
     "One piece of work on the worker's thread, and the pictures of where it led. `stop` ends the decoding, `paused` the steps."
     state = panel.state
     state.paused = paused = threading.Event()
-    if stop.is_set():
+    if stop.is_set() or not state.branches:
         return
+    task, lock = state.worker.task, state.branches[0].edit.model.lock
+    with its_turn(lock, stop, lambda words: setattr(state.worker, "task", words)):
+        state.worker.task = task
     try:
         work(paused)
     finally:

@@ -131,7 +131,7 @@ class Run:
     def go(self, stop: Event, progress: Progress) -> EditResult | None:
         "Takes steps until the end, or until `stop` is set: then it returns None."
         while not stop.is_set():
-            with its_turn(self.model.lock, stop, progress) as free:
+            with its_turn(self.model.lock, stop, progress.finish) as free:
                 if not free:
                     break
                 began = time.perf_counter()

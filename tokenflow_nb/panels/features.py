@@ -160,7 +160,7 @@ class FeatureState(traitlets.HasTraits):
         if not isinstance(recording, Recording):
             trajectory = getattr(self.source, "trajectory", self.source)
             self.model = self.model or shared_model(trajectory.entry.meta["model"])
-            with its_turn(self.model.lock, stop, self.progress):
+            with its_turn(self.model.lock, stop, self.progress.finish):
                 self._tell(stop, 0, 1)
             recording = record(self.model, self.source, callback=lambda done, total: self._tell(stop, done, total), **self.options)
         recording.check(self.model, self.clip)
