@@ -415,7 +415,7 @@ def _warn_of(film: Film | Album, count: int, expected: int) -> None:
     "Warns of damage, and of colours that had to be converted."
     heard = film.heard + [f"{film.lost} pictures have no place of their own"] * (film.lost > 0)
     if heard:
-        found = f"{count} of {max(count, expected)} frames could be read, and are used"
+        found = f"{count}{f' of {expected}' if count < expected else ''} frames could be read, and are used"
         words = "; ".join(heard[:3]) + ("; ..." if len(heard) > 3 else "")
         warnings.warn(f"{film.path} is damaged or incomplete: {found} ({words})", UserWarning, stacklevel=3)
     if film.shown_as:

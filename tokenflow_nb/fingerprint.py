@@ -96,7 +96,8 @@ def _described(value: Any, found: _Found, depth: int = 0) -> str:
     if isinstance(value, torch.Tensor):
         found.tensors.append(value)
         return f"{value.dtype}{tuple(value.shape)}"
-    if isinstance(value, torch.device) or depth == _DEEPEST:
+    own_of_torch = type(value).__module__.partition(".")[0] == "torch" and not isinstance(value, torch.nn.Module | tuple)
+    if own_of_torch or depth == _DEEPEST:  # a device, a generator, what a compiled network keeps: not what it computes
         return type(value).__qualname__
     if isinstance(value, dict):
         return "{" + ",".join(f"{name}:{describe(part)}" for name, part in _settings(value)) + "}"
