@@ -31,7 +31,7 @@ CLIP = SCENE.render(frames=6, size=64)
 
 
 def edit(root: Path, prompt: str = "a gold star on grass"):
-    options = dict(num_inference_steps=4, keyframe_interval=2, block_size=2, source_branch="recorded", progress=False)
+    options = dict(num_inference_steps=4, size=(64, 64), keyframe_interval=2, block_size=2, source_branch="recorded", progress=False)
     return edit_video(CLIP, prompt, source_prompt=SCENE.caption, model=MODEL, store=Store(root), **options)
 
 

@@ -98,7 +98,7 @@ def test_without_a_size_the_aspect_is_kept(model):
     "frames, words",
     [
         (np.zeros((2, 1, 1, 3), np.uint8), ["1×1"]),
-        (np.zeros((2, 32, 32, 4), np.uint8), ["alpha", "4"]),
+        (np.zeros((2, 32, 32, 4), np.uint8), ["transparency", "background=", "4"]),
         (np.full((2, 32, 32, 3), 1.5, np.float32), ["1.5", "[0, 1]"]),
         (np.full((2, 32, 32, 3), np.nan, np.float32), ["NaN"]),
         (np.zeros((2, 32, 32, 3), np.int64), ["int64"]),

@@ -222,7 +222,7 @@ def test_an_edit_that_fails_says_why(toy, tmp_path, monkeypatch):
 def test_another_model_is_refused_in_words(toy, tmp_path):
     model, clip, trajectory, _ = toy
     other = load_model("toy", device="cpu")
-    other.__dict__["digest"] = "another"
+    next(other.unet.parameters()).data.mul_(1.1)
     panel = FeaturePanel(trajectory, clip, other, store=Store(tmp_path), worker=inline())
     assert "another model" in panel.errors.text
     panel.close()

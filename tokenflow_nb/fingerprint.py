@@ -51,25 +51,27 @@ _SMALL = 1 << 20  # bytes of a tensor that is not worth a sum of its own
 def _content(tensors: list[torch.Tensor]) -> bytes:
     "What stands for the numbers of many tensors of one device, which is waited for once. The small ones are summed together."
     small = [_bytes(tensor) for tensor in tensors if tensor.nbytes <= _SMALL]
-    sums = [_sums(tensor) for tensor in tensors if tensor.nbytes > _SMALL] + ([_sums(torch.cat(small))] if small else [])
+    filled = torch.zeros(-sum(map(len, small)) % 8, dtype=torch.uint8, device=tensors[0].device)  # to whole words, once
+    sums = [_sums(tensor) for tensor in tensors if tensor.nbytes > _SMALL] + [_sums(torch.cat([*small, filled]))]
     return torch.cat(sums).cpu().numpy().tobytes()
 
 # %% ../nbs/01_fingerprint.ipynb #32832482
-_INNER = set(torch.nn.Module().__dict__) - {"training", "_forward_hooks", "_forward_pre_hooks"}
-_EXECUTION = {
+_EXECUTION = frozenset({
     "_chunk_size", "_chunk_dim", "use_slicing", "gradient_checkpointing", "_gradient_checkpointing_func",
     "use_return_dict", "return_dict", "transformers_version", "name_or_path", "base_model_name_or_path", "device",
-}
+})
+_INNER = _EXECUTION.union(torch.nn.Module().__dict__) - {"training"}
 _DEEPEST = 6  # attributes of attributes of ...
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype})
 
 
 def _settings(owner: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
     "Names and values that decide what is computed, in an order of their own."
-    named = {str(name): value for name, value in owner.items()}
-    is_config = any(name in named for name in ("_class_name", "_use_default_values", "transformers_version"))
+    named = owner if all(type(name) is str for name in owner) else {str(name): value for name, value in owner.items()}
+    is_config = "_class_name" in named or "_use_default_values" in named or "transformers_version" in named
     for name in sorted(named):
         hidden = is_config and name.startswith("_")  # where it was read from, and by which version
-        if not hidden and name not in _EXECUTION and name not in _INNER:
+        if not hidden and name not in _EXECUTION:
             yield name, named[name]
 
 
@@ -136,11 +138,12 @@ def _layers(network: torch.nn.Module, found: _Found, depth: int = 0) -> Iterator
     for name, layer in network.named_modules():
         if found.again(layer):
             continue
-        own = {**layer._parameters, **layer._buffers}
-        hooks = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
-        rest = {key: value for key, value in vars(layer).items() if key not in ("_forward_hooks", "_forward_pre_hooks")}
-        parts = (_described(part, found, depth) for part in (own, rest, hooks))
-        yield f"{name}:{type(layer).__module__}.{type(layer).__qualname__}" + "".join(parts)
+        tensors = [f"{key}:{_described(each, found)}" for key, each in (*layer._parameters.items(), *layer._buffers.items())]
+        rest = [(key, value) for key, value in vars(layer).items() if key not in _INNER]
+        plain = sorted(f"{key}:{value!r}" for key, value in rest if type(value) in _PLAIN)  # nearly all, so not one by one
+        others = _described({key: value for key, value in rest if type(value) not in _PLAIN}, found, depth)
+        hooks = _described([*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()], found, depth)
+        yield f"{name}:{type(layer).__module__}.{type(layer).__qualname__}{tensors}{plain}{others}{hooks}"
 
 
 def fingerprint(

@@ -33,14 +33,17 @@ class NetworkLock:
         unless: Callable[[], bool] = lambda: False,  # asked while it waits: whether to give up
     ) -> bool:
         "Waits for the lock. Returns whether this thread has it now."
-        me, ticket, end = threading.get_ident(), object(), time.monotonic() + seconds
+        me, ticket, end = threading.get_ident(), object(), math.inf
         with self._changed:
             if self._owner == me:
                 self._depth += 1
                 return True
             self._queue.append(ticket)
             try:
-                while not (free := self._owner is None and self._queue[0] is ticket) and not unless() and time.monotonic() < end:
+                while not (free := self._owner is None and self._queue[0] is ticket):
+                    end = time.monotonic() + seconds if end == math.inf else end  # the clock is asked only if it has to wait
+                    if unless() or time.monotonic() >= end:
+                        break
                     self._changed.wait(0.1)
             finally:  # after an interrupt, too
                 self._queue.remove(ticket)

@@ -9,6 +9,7 @@ __all__ = ['Traced', 'traced', 'assumed_probe']
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -67,6 +68,14 @@ def _trace(work: Callable[[], object], *parts: torch.nn.Module) -> Traced:
     return Traced(float(counter.get_total_flops()), float(alive.peak))
 
 # %% ../nbs/10_tracing.ipynb #1fbe1e64
+def _fake(part: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    "A network of the same configuration within `FakeTensorMode`. Not by torch's default precision, which is that of all threads."
+    fake = type(part).from_config(part.config)
+    for tensor in chain(fake.parameters(), fake.buffers()):
+        tensor.data = tensor.data.to(dtype if tensor.is_floating_point() else tensor.dtype)
+    return fake
+
+
 def traced(
     model: Model,  # may be on the meta device
     size: tuple[int, int],  # height and width of the frames, in pixels
@@ -77,7 +86,7 @@ def traced(
     latents = (model.vae.config.latent_channels, *(side // model.vae_scale for side in size))
     empty = partial(torch.empty, dtype=model.dtype)
     with process_lock, FakeTensorMode():
-        unet, vae = (type(part).from_config(part.config).to(model.dtype) for part in (model.unet, model.vae))
+        unet, vae = (_fake(part, model.dtype) for part in (model.unet, model.vae))
         words, frames, block = empty(1, 77, unet.config.cross_attention_dim), empty(rows, 3, *size), empty(rows, *latents)
 
         def call(count: int) -> object:
