@@ -192,4 +192,4 @@ def test_the_command_writes_the_folder(capsys, tmp_path):
     assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert "| default | 2 |" in said and "bench.csv" in said and (out / "bench.md").is_file() and not (out / "growth.png").exists()
-    assert cli.main(["bench", "--presets", "quick", "--lengths", ""]) == 1 and "presets are" in capsys.readouterr().err
+    assert cli.main(["bench", "--presets", "quick", "--lengths", ""]) == 2 and "Valid: default, draft" in capsys.readouterr().err
