@@ -17,7 +17,8 @@ from tokenflow_nb.baselines.tune_a_video import TuneAVideo
 from tokenflow_nb.bench import bench
 from tokenflow_nb.data import davis, load_pairs, toy_benchmark
 from tokenflow_nb.edit import Edit, EditConfig, edit_video, known_device
-from tokenflow_nb.guidance import PlugAndPlay, SDEdit, make_editor
+from tokenflow_nb.config import Execution
+from tokenflow_nb.editors import Editor, PlugAndPlay, SDEdit, make_editor
 from tokenflow_nb.jobs import EditJob, edit_many
 from tokenflow_nb.keyframes import intervals, joint_groups, keyframe_table
 from tokenflow_nb.metrics import Measure
@@ -101,15 +102,18 @@ def test_none_is_no_text_as_in_diffusers(clip, model, store):
 
 def test_numpys_numbers_give_the_same_settings_json_and_digest():
     values = dict(
-        num_inference_steps=12, guidance_scale=7.5, guidance_stop=0.25, keyframe_interval=4, seed=5, pnp_f_t=0.5, pnp_attn_t=0.75, strength=0.5,
-        inversion_steps=20, block_size=3, max_joint_keyframes=4,
+        num_inference_steps=12, guidance_scale=7.5, guidance_stop=0.25, keyframe_interval=4, seed=5, pnp_f_t=0.5, pnp_attn_t=0.75,
+        inversion_steps=20, max_joint_keyframes=4,
     )
     plain = config(**values)
     for kind in (np.asarray, torch.tensor, lambda value: np.float32(value) if isinstance(value, float) else np.int32(value)):
-        given = config(**{name: kind(value) for name, value in values.items()}, method=np.str_("sdedit"))
-        given = EditConfig(**asdict(given) | dict(method="pnp"))
-        assert given == plain and digest(asdict(given)) == digest(asdict(plain)) and json.dumps(asdict(given)) == json.dumps(asdict(plain))
-    assert config(guidance_scale=7) == config(guidance_scale=7.0) and digest(asdict(config(guidance_scale=7))) == digest(asdict(config(guidance_scale=7.0)))
+        given = config(**{name: kind(value) for name, value in values.items()}, method=np.str_("pnp"))
+        one, other = given.settings(), plain.settings()
+        assert given == plain and digest(one) == digest(other) and json.dumps(one) == json.dumps(other)
+        assert config(method="sdedit", strength=kind(0.5)) == config(method="sdedit", strength=0.5)
+        assert Execution(block_size=kind(3)) == Execution(block_size=3)
+    assert config(guidance_scale=7) == config(guidance_scale=7.0)
+    assert digest(config(guidance_scale=7).settings()) == digest(config(guidance_scale=7.0).settings())
     assert config(seed=np.uint64(2**64 - 1)).seed == 2**64 - 1
     refused("seed", 2**64)  # PyTorch takes no more
 
@@ -145,7 +149,9 @@ def test_a_negative_seed_is_one_for_every_method():
         (dict(method="pnpp"), "did you mean 'pnp'?", dict(method="pnp")),
         (dict(rule="papr"), "did you mean 'paper'?", dict(rule="paper")),
         (dict(correction="predict"), "did you mean 'predicted'?", dict(correction="predicted")),
-        (dict(source_branch="life"), "did you mean 'live'?", dict(source_branch="live")),
+        (dict(strength=0.5), "it is a setting of method='sdedit', not of 'pnp': give that method", dict(method="sdedit", strength=0.5)),
+        (dict(editor="sdedit"), "or its name as method", dict(method="sdedit")),
+        (dict(editor=SDEdit), "give an editor", dict(editor=SDEdit())),
         (dict(max_joint_keyframes=1), "at least 2, or None for all together", dict(max_joint_keyframes=None)),
         (dict(keyframe_interval=0), "at least 1, or None for 8", dict(keyframe_interval=1)),
         (dict(guidance_scale=101), "from 0 to 100, or None for the model's own; 1 is no guidance", dict(guidance_scale=1)),
@@ -290,7 +296,9 @@ def report():
 
 
 CALLS = {
-    "make_editor": lambda odd, clip: make_editor(odd),
+    "make_editor": lambda odd, clip: make_editor(Editor(), odd),
+    "editor": lambda odd, clip: EditConfig("p", editor=odd),
+    "Execution": lambda odd, clip: Execution(block_size=odd, store=odd),
     "published": lambda odd, clip: EditConfig.published(odd),
     "known_device": lambda odd, clip: known_device("device", odd),
     "Edit.load": lambda odd, clip: Edit.load(odd),

@@ -12,7 +12,8 @@ import torch
 
 import tokenflow_nb.store
 from tokenflow_nb.clip import Clip, read_clip, write_clip
-from tokenflow_nb.edit import Edit, EditConfig, edit_video
+from tokenflow_nb.config import EditConfig, Execution
+from tokenflow_nb.edit import Edit, edit_video
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.model import Model, ModelError, load_model
 from tokenflow_nb.store import Store, StoreError
@@ -239,9 +240,9 @@ def test_a_full_disk_costs_nothing_that_was_there(edit, model, clip, tmp_path, m
 
 def test_out_of_memory_halves_the_block_and_goes_on(model, clip, tmp_path, monkeypatch):
     "The UNet of a device that takes six rows at most: keyframes go branch by branch, frames in smaller blocks."
-    config = EditConfig(PROMPT, num_inference_steps=2, keyframe_interval=1, block_size=4)
+    config = EditConfig(PROMPT, num_inference_steps=2, keyframe_interval=1)
     trajectory = invert(model, clip, "", steps=2, store=Store(tmp_path), progress=False)
-    free = Edit(model, trajectory, config, clip).run()
+    free = Edit(model, trajectory, config, clip, Execution(block_size=4)).run()
     predict = Model.predict
 
     def small(self, latents, *arguments, **options):
@@ -250,14 +251,14 @@ def test_out_of_memory_halves_the_block_and_goes_on(model, clip, tmp_path, monke
         return predict(self, latents, *arguments, **options)
 
     monkeypatch.setattr(Model, "predict", small)
-    tight = Edit(model, trajectory, config, clip)
-    tight.denoiser.apart = False  # as on a GPU
+    tight = Edit(model, trajectory, config, clip, Execution(block_size=4))
+    tight.denoiser.sequential = False  # as on a GPU
     with pytest.warns(UserWarning, match="out of memory") as caught:
         tight.run()
     assert torch.allclose(tight.latents, free.latents, atol=1e-2)
     assert len(caught) <= 2  # once per halving, not at every step
-    alone = Edit(model, trajectory, EditConfig(PROMPT, num_inference_steps=2, rule="per_frame", block_size=4), clip)
-    alone.denoiser.apart = False
+    alone = Edit(model, trajectory, EditConfig(PROMPT, num_inference_steps=2, rule="per_frame"), clip, Execution(block_size=4))
+    alone.denoiser.sequential = False
     with pytest.warns(UserWarning, match="block_size=2"):
         alone.run()
 

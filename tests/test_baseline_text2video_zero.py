@@ -16,7 +16,7 @@ from tokenflow_nb.baselines.job import Job
 from tokenflow_nb.baselines.text2video_zero import Text2VideoZero, add_noise, canny, global_motion, residuals, translate
 from tokenflow_nb.baselines.tune_a_video import FrameMemory, clip_noise, cross_frame
 from tokenflow_nb.clip import Clip
-from tokenflow_nb.edit import EditConfig
+from tokenflow_nb.config import EditConfig, Execution
 from tokenflow_nb.flow import Flow, estimate_flow
 from tokenflow_nb.model import Blocks
 from tokenflow_nb.store import Store
@@ -173,7 +173,8 @@ def test_each_frame_gets_its_own_condition(model, clip, job, controlnet, monkeyp
     marked = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones_like(clip.frames)
     method = Text2VideoZero(controlnet=controlnet, condition=lambda frames: marked, control_scale=0.5)
     before = processors(model.unet), processors(controlnet)
-    edited = method(replace(job, config=replace(job.config, block_size=1)))
+    monkeypatch.setattr(Job, "execution", Execution(store=job.store, source_branch="live", keep=False, block_size=1))
+    edited = method(job)
     assert [int(pictures[0, 0, 0, 0]) for pictures, _ in shown] == [0, 1, 2] * 4  # two sentences, two steps
     assert {scale for _, scale in shown} == {0.5} and edited.frames.shape == clip.frames.shape
     assert (processors(model.unet), processors(controlnet)) == before

@@ -11,7 +11,8 @@ import torch
 from tokenflow_nb import cli
 from tokenflow_nb.attention import TokenFlowAttention
 from tokenflow_nb.bench import PRESETS, Preset, Run, Subject, bench, by_length, growth_table, operations, rendered, run_apart, run_job, run_order, sd_subjects, table
-from tokenflow_nb.edit import Edit, EditConfig
+from tokenflow_nb.config import EditConfig, Execution
+from tokenflow_nb.edit import Edit
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.toy.evaluate import EditCase
 from tokenflow_nb.toy.world import Scene
@@ -39,8 +40,8 @@ def subject(model):
 @pytest.mark.parametrize("step", [0, 3])  # with injected queries and keys, and without
 def test_written_out_is_the_same_noise(model, store, rule, interval, block, step):
     trajectory = invert(model, SCENE.render(6, size=64), SCENE.caption, steps=4, store=store, progress=False)
-    config = EditConfig("a gold star", num_inference_steps=4, keyframe_interval=interval, rule=rule, block_size=block)
-    edit = Edit(model, trajectory, config)
+    config = EditConfig("a gold star", num_inference_steps=4, keyframe_interval=interval, rule=rule)
+    edit = Edit(model, trajectory, config, execution=Execution(block_size=block))
     edit.index = step
     plain = edit.noise()
     edit.denoiser.processor = WrittenOutAttention

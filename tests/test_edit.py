@@ -1,20 +1,19 @@
 "The stepper on the toy model: walks that must be equal bit for bit, and a UNet that must come back as it was."
 
-import errno
 import hashlib
 import json
-import os
 import threading
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
-from tokenflow_nb import memory
 from tokenflow_nb.attention import Context, Injection, installed, self_attentions
 from tokenflow_nb.clip import Clip, read_clip
-from tokenflow_nb.edit import Edit, EditConfig, EditError, edit_video
-from tokenflow_nb.guidance import Editor
+from tokenflow_nb.config import EditConfig, Execution, split_options
+from tokenflow_nb.edit import Edit, EditError, edit_video
+from tokenflow_nb.editors import Editor
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.model import STABLE_DIFFUSION, ModelError, load_model
 from tokenflow_nb.store import Store
@@ -36,9 +35,10 @@ def start(model, store, clip):
     def make(frames=None, **changes):
         source = clip if frames is None else clip[:frames]
         options = dict(source_prompt=SCENE.caption, num_inference_steps=STEPS, keyframe_interval=min(2, len(source))) | changes
+        execution, options = split_options(options, Execution)
         config = EditConfig("a gold star on grass", **options)
         trajectory = invert(model, source, config.source_prompt, STEPS, config.inversion_steps, store=store, progress=False)
-        return Edit(model, trajectory, config, source)
+        return Edit(model, trajectory, config, source, Execution(**execution))
 
     return make
 
@@ -82,22 +82,11 @@ def test_frames_of_groups_may_wait_for_a_block_of_any_size(start, rule):
         torch.testing.assert_close(other.latents, each.latents, atol=1e-3, rtol=1e-3)
 
 
-def test_latents_stay_in_memory_where_the_disk_is_full(monkeypatch):
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(memory, "LATENTS_IN_MEMORY", 0)
-    latents = torch.randn(3, 4, 8, 8)
-    assert hasattr(memory.room_for(latents), "_mmap")
-    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    room = memory.room_for(latents)
-    assert not hasattr(room, "_mmap") and room.shape == latents.shape and room.dtype == latents.dtype
-
-
 def test_latents_that_an_editor_spoils_are_found_at_the_step(start):
+    @dataclass(frozen=True)
     class Spoiler(Editor):
-        def after_step(self, latents, step):
-            return latents * float("nan") if step == STEPS - 1 else latents
+        def after_step(self, step):
+            return step.latents * float("nan") if step.index == STEPS - 1 else step.latents
 
     edit = start()
     edit.editor = Spoiler()
@@ -109,9 +98,9 @@ def test_latents_that_an_editor_spoils_are_found_at_the_step(start):
     assert edit.index == STEPS - 1 and edit.latents is before
 
 
-@pytest.mark.parametrize("method", ["pnp", "sdedit"])
-def test_save_load_run_is_run(start, model, store, tmp_path, method):
-    edit = start(method=method, strength=1.0).step().step()
+@pytest.mark.parametrize("options", [dict(method="pnp"), dict(method="sdedit", strength=1.0)], ids=str)
+def test_save_load_run_is_run(start, model, store, tmp_path, options):
+    edit = start(**options).step().step()
     loaded = Edit.load(edit.save(tmp_path / "new folder" / "edit.safetensors"), model, store)
     assert repr(loaded) == repr(edit) and np.array_equal(loaded.clip.frames, edit.clip.frames)
     assert torch.equal(loaded.run().latents, edit.run().latents)
@@ -165,7 +154,7 @@ def test_another_models_edit_is_refused(start, model, store, tmp_path):
 
 def test_settings_that_decide_earlier_steps_cannot_change(start):
     edit = start().step()
-    for changes in (dict(num_inference_steps=8), dict(source_prompt="a star"), dict(strength=0.3)):
+    for changes in (dict(num_inference_steps=8), dict(source_prompt="a star"), dict(method="sdedit"), dict(remeasure=True)):
         with pytest.raises(EditError, match=next(iter(changes))):
             edit.fork(**changes)
 
@@ -282,8 +271,6 @@ def test_the_sources_size_is_restored_when_asked(model, store):
 
 def test_an_epsilon_model_beside_the_v_model(model, store, clip):
     "The same weights read as a noise predictor paint something else, but everything runs and stays finite."
-    from dataclasses import replace
-
     from tokenflow_nb.model import NoiseSchedule
 
     assert model.schedule.prediction_type == "v_prediction"

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tokenflow_nb.attention import self_attentions
-from tokenflow_nb.edit import Edit, EditConfig
+from tokenflow_nb.config import EditConfig, Execution, split_options
+from tokenflow_nb.edit import Edit
 from tokenflow_nb.features import FeatureError, align, colours, find_layer, list_layers, pca, pca_clip, record
 from tokenflow_nb.inversion import Trajectory, invert
 from tokenflow_nb.model import load_model
@@ -30,9 +31,11 @@ def trajectory(model, store, clip):
 @pytest.fixture
 def start(model, clip, trajectory):
     "Makes an edit of the clip, at its start."
-    return lambda **options: Edit(
-        model, trajectory, EditConfig("a gold star on grass", SCENE.caption, num_inference_steps=STEPS, **dict(keyframe_interval=2) | options), clip
-    )
+    def make(**options):
+        execution, options = split_options(dict(num_inference_steps=STEPS, keyframe_interval=2) | options, Execution)
+        return Edit(model, trajectory, EditConfig("a gold star on grass", SCENE.caption, **options), clip, Execution(**execution))
+
+    return make
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def recording(model, trajectory, store):
 def test_every_layer_is_recorded_block_by_block(model, trajectory, store):
     whole = record(model, trajectory, store=store, progress=False)
     assert len(whole.layers) == 2 * len(self_attentions(model.unet)) + 1 and whole.timesteps == trajectory.timesteps
-    assert len(whole.entry.names) == STEPS * 3  # five frames in blocks of two
+    assert len(whole.entry.names) == STEPS * 2  # five frames in parts of four
     for layer in whole.layers:
         assert whole.tokens(layer, whole.timesteps[0]).shape[:2] == (5, layer.grid[0] * layer.grid[1])
 
@@ -129,7 +132,7 @@ def test_an_edit_is_recorded_where_it_is_and_does_not_move(model, store, start):
 @pytest.mark.parametrize("rule", ["paper", "per_frame", "joint"])
 def test_an_edits_recording_is_what_its_positive_branch_computes(model, store, start, rule):
     edit, seen = start(rule=rule, pnp_f_t=0.0, pnp_attn_t=0.0), {}
-    edit.denoiser.apart = False
+    edit.denoiser.sequential = False
     layer = dict(model.unet.named_modules())["up_blocks.2.attentions.2.transformer_blocks.0.attn1"]
     hook = layer.register_forward_hook(lambda module, inputs, output: seen.setdefault("calls", []).append(output.chunk(3)[2]))
     edit.noise()
@@ -141,7 +144,7 @@ def test_an_edits_recording_is_what_its_positive_branch_computes(model, store, s
 
 def test_an_edit_that_ran_apart_or_in_other_blocks_records_the_same(model, store, start, tmp_path):
     whole, apart = start(block_size=5), start(block_size=2)
-    whole.denoiser.apart, apart.denoiser.apart = False, True
+    whole.denoiser.sequential, apart.denoiser.sequential = False, True
     first, second = (record(model, edit, LAYERS, store=Store(tmp_path / name), progress=False) for edit, name in ((whole, "a"), (apart, "b")))
     for name in LAYERS:
         torch.testing.assert_close(first.tokens(name), second.tokens(name), atol=2e-2, rtol=2e-2)

@@ -110,7 +110,7 @@ def test_a_step_without_a_change_of_level_is_refused():
 
 @pytest.mark.parametrize("method", ["pnp", "sdedit"])
 def test_clean_frames_are_the_models_own(make_edit, method):
-    branch = Branch(make_edit(method=method, strength=0.5))
+    branch = Branch(make_edit(method=method, **dict(strength=0.5) if method == "sdedit" else {}))
     while not branch.edit.done:
         believed = branch.edit.clean()
         branch.reach(branch.edit.index + 1)

@@ -13,8 +13,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from tokenflow_nb.edit import Conditioning, Edit, EditConfig
-from tokenflow_nb.inversion import Excerpt, invert_latents
+from tokenflow_nb.config import EditConfig, Execution
+from tokenflow_nb.denoiser import Conditioning
+from tokenflow_nb.edit import Edit
+from tokenflow_nb.editors import PlugAndPlay, SDEdit
+from tokenflow_nb.inversion import invert_latents
+from tokenflow_nb.trajectory import Excerpt
 from tokenflow_nb.model import Model, NoiseSchedule
 
 FOLDER = Path(os.environ.get("TOKENFLOW_REFERENCE_DIR", Path(__file__).parent / "reference"))
@@ -80,19 +84,16 @@ def test_edit(model, settings, golden, method):
     interval = settings["batch_size"]
     config = EditConfig.published(
         "recorded",
-        method=method,
+        editor=PlugAndPlay(settings["pnp_f_t"], settings["pnp_attn_t"]) if method == "pnp" else SDEdit(strength=1.0),
         num_inference_steps=settings["steps"],
         guidance_scale=settings["guidance_scale"],
         keyframe_interval=interval,
-        pnp_f_t=settings["pnp_f_t"],
-        pnp_attn_t=settings["pnp_attn_t"],
-        strength=1.0,
-        block_size=interval,
     )
     starts = torch.arange(golden["keyframe_offsets"].shape[1]) * interval
     conditioning = Conditioning(golden["source_embeds"], golden["negative_embeds"], golden["prompt_embeds"])
     trajectory = Recorded(golden, settings["timesteps"])
-    edit = Edit(model, trajectory, config, conditioning=conditioning, keyframes=starts + golden["keyframe_offsets"])
+    execution, keyframes = Execution(block_size=interval, source_branch="live"), starts + golden["keyframe_offsets"]
+    edit = Edit(model, trajectory, config, None, execution, conditioning, keyframes)
     errors = {}
     for timestep in settings["timesteps"]:
         errors[timestep] = relative(edit.step().latents, golden[f"{method}/{timestep}"])

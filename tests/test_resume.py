@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 
+from kept import run_kept
 import tokenflow_nb.edit as room
 from tokenflow_nb import store as store_room
-from tokenflow_nb.edit import Edit, EditConfig, edit_video, run_kept
+from tokenflow_nb.config import EditConfig
+from tokenflow_nb.edit import Edit, edit_video
 from tokenflow_nb.inversion import invert, inverting
 from tokenflow_nb.store import Store, StoreError
 from tokenflow_nb.toy.world import Scene
@@ -121,7 +123,7 @@ def test_any_setting_makes_another_edit(edit):
 
 
 def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(edit, tmp_path, monkeypatch):
-    whole, save, room_left = edit(tmp_path / "other"), store_room.save_file, [3 + 4 * 3 + 2]  # trajectory, record, checkpoints
+    whole, save, room_left = edit(tmp_path / "other"), store_room.save_file, [2 + 4 * 2 + 2]  # parts of trajectory and record, checkpoints
 
     def until_full(tensors, path):
         room_left[0] -= 1
@@ -142,13 +144,13 @@ def test_an_inversion_goes_on_block_by_block(model, clip, tmp_path, monkeypatch)
     store, encoded, encode = Store(tmp_path), [], type(model).encode
     monkeypatch.setattr(type(model), "encode", lambda self, frames: (encoded.append(len(frames)), encode(self, frames))[1])
     walk = inverting(model, clip, SCENE.caption, 3, block_size=2, store=store)
-    for done, _ in walk:
-        if done > 2 * 3:  # in the second block
+    for _, done, _ in walk:
+        if done > 4 * 3:  # in the second part
             break
     walk.close()
-    assert len(encoded) == 2 and list(store.drafts())
-    invert(model, clip, SCENE.caption, 3, block_size=2, store=store, progress=False)
-    assert encoded == [2, 2, 2, 1] and not store.drafts()  # the second block again, then the third; the first is kept
+    assert encoded == [2, 2, 1] and list(store.drafts())
+    invert(model, clip, SCENE.caption, 3, block_size=3, store=store, progress=False)
+    assert encoded == [2, 2, 1, 1] and not store.drafts()  # the second part again, in blocks of another size; the first is kept
 
 
 def test_a_process_does_not_wait_for_itself(model, clip, tmp_path):

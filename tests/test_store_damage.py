@@ -21,9 +21,11 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from kept import record_for, run_kept
 import tokenflow_nb.store as store_module
 from tokenflow_nb.cli import main
-from tokenflow_nb.edit import Edit, EditConfig, record_for, run_kept
+from tokenflow_nb.config import EditConfig
+from tokenflow_nb.edit import Edit
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.store import Store, StoreError
 from tokenflow_nb.toy.world import Scene
@@ -244,7 +246,7 @@ def the_key_of_another(case):
 
 def another_meta(case):
     meta = json.loads(case.notes.read_text())["meta"]
-    case.change(meta=case.draw.choice([{}, meta | {"timesteps": [1, 2]}, meta | {"frames": 10**9}, meta | {"block_size": 1}, [], None, 5]))
+    case.change(meta=case.draw.choice([{}, meta | {"timesteps": [1, 2]}, meta | {"frames": 10**9}, meta | {"part_frames": 1}, [], None, 5]))
 
 
 def made_in_the_far_future(case):
@@ -339,7 +341,7 @@ class User(NamedTuple):
 
 def ask_plain(store: Store, key: str = KEYS[0]) -> list[torch.Tensor]:
     "Two parts of an entry, put into a draft unless they are there."
-    with store.drafting(key, dict(kind="flow", timesteps=[1, 21, 41], frames=4, block_size=2)) as draft:
+    with store.drafting(key, dict(kind="flow", timesteps=[1, 21, 41], frames=4, part_frames=2)) as draft:
         for number in () if draft.finished else range(2):
             if f"part-{number}" not in draft:
                 draft.put(f"part-{number}", {"x": torch.arange(12.0).reshape(3, 4) + KEYS.index(key) + 10 * number})
@@ -354,11 +356,11 @@ def made(model, tmp_path_factory):
     clip = SCENE.render(frames=4, size=64)
     whole, begun = (tmp_path_factory.mktemp("made") / name for name in ("whole", "begun"))
 
-    def trajectory(store, block_size=2, prompt=SCENE.caption):
-        return invert(model, clip, prompt, 2, block_size=block_size, store=store, progress=False)
+    def trajectory(store, prompt=SCENE.caption):
+        return invert(model, clip, prompt, 2, store=store, progress=False)
 
     def edit(store, prompt="a gold star on grass", **config):
-        config = EditConfig(prompt, source_prompt=SCENE.caption, num_inference_steps=2, keyframe_interval=2, block_size=2, **config)
+        config = EditConfig(prompt, source_prompt=SCENE.caption, num_inference_steps=2, keyframe_interval=2, **config)
         return Edit(model, trajectory(store), config, clip, keep_history=False)
 
     def ask_trajectory(store):
@@ -367,19 +369,19 @@ def made(model, tmp_path_factory):
 
     def ask_record(store):
         asked = edit(store)
-        record = record_for(asked, store, progress=False)
+        record = record_for(asked, store)
         return [tensor for step in asked.timesteps for _, layer in sorted(record.at(step, [0, 1, 2, 3]).items()) for tensor in layer]
 
     def ask_edit(store):
         asked = edit(store)
-        asked.denoiser.record = record_for(asked, store, progress=False)
+        asked.denoiser.record = record_for(asked, store)
         run_kept(asked, store)
         return [asked.latents]
 
     def everything(store):
         ask_plain(store), ask_plain(store, KEYS[1])
         ask_edit(store)
-        trajectory(store, prompt="another"), record_for(edit(store, seed=1), store, False), run_kept(edit(store, "a red star"), store)
+        trajectory(store, prompt="another"), record_for(edit(store, seed=1), store), run_kept(edit(store, "a red star"), store)
 
     everything(Store(whole))
     shutil.copytree(whole, begun)

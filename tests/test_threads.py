@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from kept import run_kept
 from tokenflow_nb.attention import Context, TokenFlowAttention, installed, self_attentions
 from tokenflow_nb.clip import Clip, write_clip
-from tokenflow_nb.edit import Edit, EditConfig, edit_video, run_kept
+from tokenflow_nb.config import EditConfig, Execution
+from tokenflow_nb.edit import Edit, edit_video
 from tokenflow_nb.features import FeatureError, record
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.jobs import EditJob, edit_many
@@ -348,7 +350,7 @@ def test_an_edit_of_an_older_trajectory_is_the_model_of_now(tmp_path):
     "Inverted, then changed, then edited: the film of the changed model is not kept under the other's name."
     model, store = load_model("toy", device="cpu"), Store(tmp_path)
     trajectory = invert(model, CLIP, "", 2, store=store, progress=False)
-    config = EditConfig(PROMPTS[0], num_inference_steps=2, keyframe_interval=2, source_branch="live")
+    config = EditConfig(PROMPTS[0], num_inference_steps=2, keyframe_interval=2)
 
     def latents():
         edit = Edit(model, trajectory, config, CLIP)
@@ -369,7 +371,7 @@ def test_an_edit_of_an_older_trajectory_is_the_model_of_now(tmp_path):
 @pytest.mark.parametrize("stage", ["inversion", "source record", "edit", "features"])
 def test_a_model_that_is_changed_at_work_keeps_nothing(tmp_path, monkeypatch, stage):
     model, store = load_model("toy", device="cpu"), Store(tmp_path)
-    config = EditConfig(PROMPTS[0], num_inference_steps=2, keyframe_interval=2, source_branch="live")
+    config = EditConfig(PROMPTS[0], num_inference_steps=2, keyframe_interval=2)
     trajectory = None if stage == "inversion" else invert(model, CLIP, "", 2, store=store, progress=False)
     kept, calls, predict = [entry.key for entry in store.entries()], [], type(model).predict
 

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .clip import let_go
 from .keyframes import frame_attention, joint_attention
 from .locks import lock_of
-from .memory import room_in_file
 from .propagation import Plan, blend, nearest_fields, normalise_keys
 
 if TYPE_CHECKING:
@@ -32,42 +30,33 @@ class Injection:
 
 
 class KeptRows:
-    "What one layer leaves for later: tensors by name, a row for each frame, in memory that one pass after the other writes to."
+    "What one layer keeps of keyframes for the frame pass: tensors by name, a row for each keyframe, in memory that one pass after the other writes to."
 
-    def __init__(
-        self,
-        in_files: bool = False,  # that need no memory while nobody looks at them
-    ):
+    def __init__(self):
         self.count = 0  # rows that are kept
-        self._new_room, self._room = room_in_file if in_files else torch.empty_like, {}
+        self._buffers: dict[str, torch.Tensor] = {}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._room[name][: self.count]
+        return self._buffers[name][: self.count]
 
     def names(self) -> list[str]:
-        return list(self._room)
+        return list(self._buffers)
 
     def carry(self, count: int):
         "Forgets all rows but the last `count`."
-        for room in self._room.values():
-            room[:count] = room[self.count - count : self.count].clone()
+        for buffer in self._buffers.values():
+            buffer[:count] = buffer[self.count - count : self.count].clone()
         self.count = count
-        self.let_go()
-
-    def let_go(self):
-        "Until they are looked at again they need no memory, where they are in files."
-        for room in self._room.values():
-            let_go(room)
 
     def write(self, name: str, rows: torch.Tensor, start: int):
         "Puts rows behind the first `start` ones; there are no others after them."
-        room, self.count = self._room.get(name), start + len(rows)
-        if room is None or len(room) < self.count:
-            larger = self._new_room(rows.new_empty(self.count, *rows.shape[1:]))
+        buffer, self.count = self._buffers.get(name), start + len(rows)
+        if buffer is None or len(buffer) < self.count:
+            larger = rows.new_empty(self.count, *rows.shape[1:])
             if start:
-                larger[:start] = room[:start]
-            self._room[name] = room = larger
-        room[start : self.count] = rows
+                larger[:start] = buffer[:start]
+            self._buffers[name] = buffer = larger
+        buffer[start : self.count] = rows
 
 
 @dataclass
@@ -79,8 +68,6 @@ class Context:
     plan: Plan | None = None  # frame pass: how the frames draw on keyframes; None: self-attention is computed
     injection: Injection = Injection()
     keyframes: dict[str, KeptRows] = field(default_factory=dict)  # by layer, for the frame pass: `keys`, the normalised source tokens, and outputs by branch
-    waiting: dict[str, KeptRows] = field(default_factory=dict)  # by layer: where `source` is in a keyframe pass, if the branches go one after the other
-    in_files: bool = False  # both of them
     carried: int = 0  # keyframe pass: how many of them stay, before those of the pass
     members: slice = field(default_factory=lambda: slice(None))  # keyframe pass: the rows that are kept; others are only attended to
     guided: bool = True  # at this step; else no negative branch runs
@@ -104,21 +91,10 @@ class Context:
     def join(self, rows: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([rows[branch] for branch in self.branches])
 
-    def put_aside(self, layer: str, **tensors: torch.Tensor):
-        "Leaves what the source branch has in a layer to the others."
-        if self.joint and self.in_files and len(self.branches) == 1:
-            waiting = self.waiting.setdefault(layer, KeptRows(in_files=True))
-            for name, rows in tensors.items():
-                waiting.write(name, rows, 0)
-            tensors = {name: waiting[name] for name in tensors}
-        self.source[layer] = tuple(tensors.values())
-
     def leave(self, layer: str):
-        "Drops what the source left in a layer; if the branches go one after the other, from memory only."
+        "Drops what the source left in a layer, unless branches come later that need it."
         if len(self.branches) > 1:
             self.source.pop(layer, None)
-        elif layer in self.waiting:
-            self.waiting[layer].let_go()
 
     def carry(self, count: int):
         "Before another keyframe pass: forgets all kept keyframes but the last `count`."
@@ -149,7 +125,7 @@ class TokenFlowAttention:
             query, key, value = attn.to_q(x), attn.to_k(x), attn.to_v(x)
             if self.layer in context.injection.attention:
                 if branch == "source":
-                    context.put_aside(self.layer, query=query, key=key)
+                    context.source[self.layer] = query, key
                 query, key = context.source[self.layer]
             mix = self._mix_jointly if context.joint and branch != "source" else self._mix
             outputs[branch] = attn.to_out[0](mix(query, key, value, attn.heads))
@@ -168,13 +144,12 @@ class TokenFlowAttention:
 
     def _keep(self, tokens: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]):
         context, members, start = self.context, self.context.members, self.context.carried
-        kept = context.keyframes.setdefault(self.layer, KeptRows(context.in_files))
+        kept = context.keyframes.setdefault(self.layer, KeptRows())
         for branch, output in outputs.items():
             if not (context.recorded and branch == "source"):
                 kept.write(branch, output[members], start)
         if "source" in tokens and not context.recorded:
             kept.write("keys", normalise_keys(tokens["source"][members]), start)
-        kept.let_go()
 
     def _propagate(self, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         context, kept = self.context, self.context.keyframes[self.layer]
@@ -182,7 +157,6 @@ class TokenFlowAttention:
             context.source[self.layer] = tuple(self._search(tokens["source"], kept["keys"], which) for which in (context.plan.first, context.plan.second))
         fields = context.source[self.layer]
         outputs = {branch: blend(kept[branch], context.plan, *fields) for branch in tokens}
-        kept.let_go()
         return outputs
 
     def _search(self, source: torch.Tensor, keys: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
@@ -200,7 +174,7 @@ class _FeatureHook:
         rows, injected = context.split(output), self.layer in context.injection.features
         if injected:
             if "source" in rows:
-                context.put_aside(self.layer, features=rows["source"])
+                context.source[self.layer] = (rows["source"],)
             (source,) = context.source[self.layer]
             rows = {branch: source for branch in rows}
             context.leave(self.layer)

@@ -15,7 +15,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -29,14 +29,17 @@ from matplotlib.figure import Figure
 from .arguments import choice, frame_size, listed, shown, switch, whole
 from .attention import TokenFlowAttention
 from .clip import Clip, gather_frames
-from .edit import Edit, EditConfig, record_for
+from .config import EditConfig, Execution, split_options
+from .edit import Edit, stages
 from .files import replaced, writable_folder, write_json, write_text
-from .inversion import check_size, invert, inversion_grid, psnr, reconstruct
+from .inversion import check_size, inversion_grid, psnr, reconstruct
 from .memory import PeakMemory
 from .metrics import ClipJudge
 from .locks import lock_of
 from .model import Model, load_model, out_of_memory
 from .planner import finite
+from .progress import Stage, drive
+from .result import EditResult
 from .store import Store, in_bytes
 from .toy.evaluate import EditCase, judge_edit
 from .toy.world import Scene
@@ -52,12 +55,18 @@ class Preset:
     "Settings with a name."
 
     about: str
-    settings: dict = field(default_factory=dict)  # of `EditConfig`
+    settings: dict = field(default_factory=dict)  # of `EditConfig` and `Execution`
     published: bool = False  # `EditConfig.published`, the film of the inversion, and everything written out
 
     def config(self, prompt: str, source_prompt: str = "", **changes) -> EditConfig:
-        make = EditConfig.published if self.published else EditConfig
-        return make(prompt, source_prompt=source_prompt, **self.settings | changes)
+        make, (_, settings) = EditConfig.published if self.published else EditConfig, split_options(self.settings | changes, Execution)
+        return make(prompt, source_prompt=source_prompt, **settings)
+
+    def execution(self, store: Store | None = None, **changes) -> Execution:
+        "How it is run: nothing is kept but what the edit itself reads."
+        execution, _ = split_options(self.settings | changes, Execution)
+        live = dict(source_branch="live") if self.published else {}
+        return Execution(**live | execution | dict(keep=False, store=store))
 
 
 PRESETS = dict(
@@ -157,7 +166,7 @@ def channels_first(unet: torch.nn.Module) -> Iterator[None]:
 
 
 class Stopwatch:
-    "Seconds and peak memory of stages that follow one another."
+    "Seconds of stages that follow one another, and the peak of memory."
 
     def __init__(
         self,
@@ -165,15 +174,17 @@ class Stopwatch:
         clock: Callable[[], float] = time.perf_counter,
         base: float | None = None,  # bytes from which memory counts; None: what is there now
     ):
-        self.device, self.clock, self.seconds, self.highest = device, clock, {}, 0.0
-        self.base = PeakMemory(device).before if base is None else base
+        self.memory, self.clock, self.seconds = PeakMemory(device), clock, {}
+        self.base, self.last = self.memory.before if base is None else base, clock()
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        memory, start = PeakMemory(self.device), self.clock()
-        yield
-        self.seconds[name] = self.clock() - start
-        self.highest = max(self.highest, memory.before + memory.bytes - self.base)
+    def lap(self, stage: str) -> None:
+        "The time since the last lap was spent in this stage."
+        before, self.last = self.last, self.clock()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + self.last - before
+
+    @property
+    def highest(self) -> float:
+        return self.memory.before + self.memory.bytes - self.base
 
 # %% ../nbs/13_bench.ipynb #5305d874
 def run_job(
@@ -188,28 +199,38 @@ def run_job(
 ) -> Run:
     "Edits a clip by a preset from beginning to end, and measures it."
     model, clip, config = subject.model, subject.clip(frames), preset.config(subject.prompt, subject.source_prompt, **changes)
-    watch, film = Stopwatch(model.device, clock, base), None
+    films, begun = [], []
     layout = channels_first(model.unet) if preset.published else nullcontext()
     with tempfile.TemporaryDirectory() as folder, rows_counted(model.unet) as rows, layout:
-        store = Store(folder)
-        with watch.stage("invert"):
-            how = config.num_inference_steps, config.inversion_steps, config.block_size, store, progress, config.correction
-            trajectory = invert(model, clip, config.source_prompt, *how)
-        if preset.published:
-            with watch.stage("film"):
-                film = reconstruct(model, trajectory, config.inversion_steps, config.block_size)
-        edit = Edit(model, trajectory, config, clip, keep_history=False)
-        if config.recorded:
-            with watch.stage("record"):
-                edit.denoiser.record = record_for(edit, store, progress)
-        edit.denoiser.processor = WrittenOutAttention if preset.published else TokenFlowAttention
-        with watch.stage("edit"):
-            edit.run(progress=progress)
-        with watch.stage("decode"):
-            edited = edit.decode()
+        execution, watch = preset.execution(Store(folder), **changes), Stopwatch(model.device, clock, base)
+
+        def prepare(edit: Edit) -> None:
+            watch.lap("invert")
+            if preset.published:
+                edit.denoiser.processor = WrittenOutAttention
+                films.append(reconstruct(model, edit.trajectory, config.inversion_steps, execution.block_size))
+                watch.lap("film")
+            begun.append(edit)
+
+        edited = _measured(stages(model, clip, config, execution, prepare=prepare), watch, progress)
         count = sum(rows)
-        film = reconstruct(model, trajectory, block_size=config.block_size) if gate and film is None else film
-    return Run(frames, count, watch.seconds, watch.highest, edited, math.nan if film is None else psnr(clip.frames, film.frames))
+        if gate and not films:
+            films.append(reconstruct(model, begun[0].trajectory, block_size=execution.block_size))
+    return Run(frames, count, watch.seconds, watch.highest, edited, psnr(clip.frames, films[0].frames) if films else math.nan)
+
+
+def _measured(walk: Generator[Stage, None, EditResult], watch: Stopwatch, progress: bool) -> Clip:
+    "Takes all steps, and the time of each stage; gives the edited clip."
+    def watched() -> Generator[Stage, None, EditResult]:
+        while True:
+            try:
+                stage = next(walk)
+            except StopIteration as end:
+                return end.value
+            watch.lap(stage.name)
+            yield stage
+
+    return drive(watched(), progress).edited
 
 # %% ../nbs/13_bench.ipynb #9ee0fdcd
 def matrix_rate(
@@ -236,7 +257,7 @@ def operations(subject: Subject, preset: Preset, frames: int, **changes) -> floa
     config, model = preset.config(subject.prompt, subject.source_prompt, **changes), subject.model
     size, passes = subject.clip(1).size, joint_passes(frames, config)
     work = count_work(frames, config, visited=len(inversion_grid(model, config.num_inference_steps, config.inversion_steps)[0]))
-    rows = min(config.block_size, frames)
+    rows = min(preset.execution(**changes).block_size, frames)
     parts, _ = traced(model, size, max(passes, default=1), rows)
     of = dict(encode=1, decode=1, row=rows, frames=3 * rows, keyframes=3 * max(passes, default=1))
     a_row = {part: found.operations / of[part] for part, found in parts.items()}

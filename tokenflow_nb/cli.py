@@ -10,9 +10,10 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, get_args
 
 from . import __version__
 from .arguments import shown
@@ -91,7 +92,7 @@ def _command(
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run, kept=kept)
+    parser.set_defaults(run=run, kept=kept, settings={})
     parser.add_argument("--debug", action="store_true", help="show the whole traceback when something fails")
     return parser
 
@@ -113,18 +114,15 @@ def _add_source(
     "The clip, and which of its frames."
     parser.add_argument("source", metavar="CLIP", help="a video file, or a folder or pattern ('shots/*.png') of pictures")
     frames = parser.add_argument_group("which frames")
-    _option(
-        frames,
-        "--size",
-        "128 or 128x192, height x width in pixels (default: the shorter side as the model was trained)",
-        type=parse_size,
-        metavar="SIZE",
-    )
-    _option(frames, "--start", "first second to use", type=float, default=0.0, metavar="S")
-    _option(frames, "--stop", "second to stop at (default: the end)", type=float, metavar="S")
-    _option(frames, "--fps", "frames a second to use (default: the clip's)", type=float, metavar="F")
-    _option(frames, "--max-frames", "use at most so many frames (default: all)", type=int, metavar="N")
-    _option(frames, "--background", "a colour to lay a transparent clip on, white or #204080 (default: refuse it)", metavar="COLOUR")
+    size = "128 or 128x192, height x width in pixels (default: the shorter side as the model was trained)"
+    _setting(frames, "size", parse_size, size, metavar="SIZE")
+    seconds, number = dict(kind=float, metavar="S"), dict(kind=int, metavar="N")
+    _setting(frames, "start", text="first second to use (default: 0.0)", **seconds)
+    _setting(frames, "stop", text="second to stop at (default: the end)", **seconds)
+    _setting(frames, "fps", text="frames a second to use (default: the clip's)", kind=float, metavar="F")
+    _setting(frames, "max_frames", text="use at most so many frames (default: all)", **number)
+    colour = "a colour to lay a transparent clip on, white or #204080 (default: refuse it)"
+    _setting(frames, "background", str, colour, metavar="COLOUR")
 
 
 def _add_model(group: argparse._ActionsContainer) -> None:
@@ -245,42 +243,15 @@ def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, object]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-_EDIT_OPTIONS = (
-    "source_prompt",
-    "negative_prompt",
-    "model",
-    "method",
-    "num_inference_steps",
-    "guidance_scale",
-    "keyframe_interval",
-    "seed",
-    "size",
-    "start",
-    "stop",
-    "fps",
-    "max_frames",
-    "background",
-    "inversion_steps",
-    "rule",
-    "strength",
-    "pnp_f_t",
-    "pnp_attn_t",
-    "correction",
-    "block_size",
-    "max_joint_keyframes",
-    "source_branch",
-    "guidance_stop",
-    "resume",
-)
-
-
 def _run_edit(args: argparse.Namespace) -> None:
     "`tokenflow_nb edit`"
     source = _source(args.source)
     out = writable_target("--out", _default_out(source) if args.out is None else args.out, source)
+    from tokenflow_nb.config import EditConfig
     from tokenflow_nb.edit import edit_video
 
-    result = edit_video(source, args.prompt, progress=not args.quiet, **_given(args, _EDIT_OPTIONS))
+    config = EditConfig.published(args.prompt) if args.published else None
+    result = edit_video(source, args.prompt, config, model=args.model, device=args.device, progress=not args.quiet, **args.settings)
     result.save(out)
     for path in film_and_record(out):
         print(f"wrote {path}")
@@ -301,54 +272,69 @@ def _add_edit(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help='what the clip shall show, such as "a gold wolf"')
     _option(parser, "--out", "a file ending in .mp4 or .gif, or a folder for edited.mp4 and run.json (default: a folder, the clip's name and -edited)", metavar="OUT")
     _option(parser, "--quiet", "no progress bars", action="store_true")
-    words = parser.add_argument_group("words")
-    _option(words, "--source-prompt", "what the clip shows now; helps the inversion (default: none)", metavar="TEXT")
-    _option(words, "--negative-prompt", "what the result shall not look like (default: none)", metavar="TEXT")
-    _option(
-        words,
-        "--guidance-scale",
-        "how strictly the prompt is followed (default: the model's own)",
-        type=float,
-        metavar="G",
-    )
-    _add_method(parser)
+    parser.add_settings = _add_settings
 
 
-def _add_method(parser: argparse.ArgumentParser) -> None:
-    "How the clip is edited."
-    method = parser.add_argument_group("method")
-    _add_model(method)
-    _option(
-        method, "--method", "pnp keeps the layout; sdedit repaints freely", choices=("pnp", "sdedit"), default="pnp"
-    )
-    _option(method, "--steps", "denoising steps", dest="num_inference_steps", type=int, default=25, metavar="N")
-    _option(method, "--seed", "draws the keyframes", type=int, default=0, metavar="N")
-    _option(
-        method,
-        "--keyframe-interval",
-        "one keyframe in so many frames (default: 8, or the length of a shorter clip)",
-        type=int,
-        metavar="N",
-    )
-    finer = parser.add_argument_group("finer settings", "Left out, each has the default of EditConfig.")
-    _option(finer, "--inversion-steps", "steps of the inversion", type=int, metavar="N")
-    _option(finer, "--guidance-stop", "share of the steps with guidance", type=float, metavar="X")
-    _option(finer, "--rule", "how frames draw on keyframes", choices=("paper", "published", "linear"))
-    _option(finer, "--strength", "sdedit: share of the steps that are run, 0 to 1", type=float, metavar="X")
-    _option(finer, "--pnp-f-t", "pnp: share of the steps that inject features", type=float, metavar="X")
-    _option(finer, "--pnp-attn-t", "pnp: share of the steps that inject queries and keys", type=float, metavar="X")
-    _option(finer, "--correction", "of the inversion's error", choices=("predicted", "repeated", "none"))
-    _option(finer, "--block-size", "frames on the device at once; fewer need less memory", type=int, metavar="N")
-    _option(finer, "--max-joint-keyframes", "keyframes that are edited together; more go in groups", type=int, metavar="N")
-    _option(
-        finer,
-        "--source-branch",
-        "recorded: what the source's features say is written down once, and other prompts for this clip are faster; live: nothing is written",
-        choices=("recorded", "live"),
-    )
-    _option(
-        finer, "--anew", "begin anew, not where the same edit was interrupted", dest="resume", action="store_false", default=None
-    )
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    "An option for every setting of an edit, of its editors, and of how it is run; help and default are those of the dataclasses."
+    from tokenflow_nb.config import EditConfig, Execution
+    from tokenflow_nb.editors import editors
+
+    group = parser.add_argument_group("edit")
+    _add_model(group)
+    _option(group, "--device", "cuda, cuda:1, mps or cpu (default: the best there is)", metavar="NAME")
+    methods = "; ".join(f"{name} {kind.summary}" for name, kind in editors().items())
+    _setting(group, "method", str, f"{methods} (default: {EditConfig('?').method})", choices=tuple(editors()))
+    _setting_options(group, EditConfig, leave_out=("prompt", "editor"))
+    _option(group, "--published", "begin with the settings of the authors' program", action="store_true")
+    taken = {"method"}
+    for name, kind in editors().items():
+        taken |= _setting_options(parser.add_argument_group(f"of the method {name}"), kind, leave_out=taken)
+    run = parser.add_argument_group("how it is run")
+    _setting_options(run, Execution, leave_out=("store", "resume", "keep"))
+    _setting(run, "resume", None, "begin anew, not where the same edit was interrupted", "--anew", action="store_const", const=False)
+
+
+class _Setting(argparse.Action):
+    "Puts the value of an option into the dictionary of settings that were given."
+
+    def __call__(self, parser, args, values, option_string=None):
+        args.settings = {**args.settings, self.dest: self.const if self.nargs == 0 else values}
+
+
+def _setting(group: argparse._ActionsContainer, name: str, kind: Callable | None, text: str, flag: str = "", **how: object) -> None:
+    "An option for one setting."
+    if how.pop("action", None):
+        how["nargs"] = 0
+    elif kind:
+        how |= dict(type=kind, metavar=how.get("metavar") or (None if "choices" in how else "N" if kind in (int, float) else "TEXT"))
+    group.add_argument(flag or f"--{_FLAGS.get(name, name).replace('_', '-')}", dest=name, action=_Setting, help=text.replace("%", "%%"), **how)
+
+
+_FLAGS = dict(num_inference_steps="steps")  # shorter on the command line
+
+
+def _setting_options(group: argparse._ActionsContainer, kind: type, leave_out: Collection[str] = ()) -> set[str]:
+    "An option for each field of a dataclass whose value is a number, text, or a switch. Returns their names."
+    from tokenflow_nb.settings import short_name
+
+    added = set()
+    for each in fields(kind):
+        name, default, plain = short_name(each), each.default, next((one for one in (bool, int, float, str) if one in _kinds(each)), None)
+        if name in leave_out or plain is None:
+            continue
+        text = each.metadata["help"] + ("" if default in (None, "") else f" (default: {default})")
+        if plain is bool:
+            _setting(group, name, None, text, action="store_const", const=not default)
+        else:
+            _setting(group, name, plain, text, **(dict(choices=each.metadata["choices"]) if each.metadata["choices"] else {}))
+        added.add(name)
+    return added
+
+
+def _kinds(each: Field) -> tuple[type, ...]:
+    "The types that a field may have."
+    return get_args(each.type) or (each.type,)
 
 # %% ../nbs/13_cli.ipynb #d09e9f97
 def _run_invert(args: argparse.Namespace) -> None:
@@ -359,9 +345,9 @@ def _run_invert(args: argparse.Namespace) -> None:
     from tokenflow_nb.inversion import gate, invert
     from tokenflow_nb.model import load_model
 
-    clip = read_clip(source, **_given(args, ("start", "stop", "fps", "max_frames", "background")))
-    model = load_model(args.model)
-    clip = fit_clip(clip, args.size or default_size(model, clip), multiple=model.multiple)
+    size = args.settings.pop("size", None)
+    clip, model = read_clip(source, **args.settings), load_model(args.model)
+    clip = fit_clip(clip, size or default_size(model, clip), multiple=model.multiple)
     trajectory = invert(model, clip, args.prompt, steps=args.steps, progress=not args.quiet)
     print(trajectory)
     print(gate(model, clip, trajectory))
@@ -615,7 +601,15 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
 
 # %% ../nbs/13_cli.ipynb #31f951da
 class _Parser(argparse.ArgumentParser):
-    "A parser that says in one line what it does not understand."
+    "A parser that says in one line what it does not understand. Options that need heavy imports are added when its command is asked for."
+
+    add_settings: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def parse_known_args(self, args=None, namespace=None):
+        if add := self.add_settings:
+            self.add_settings = None
+            add(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} ({self.prog} --help lists what there is)\n")

@@ -11,7 +11,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 
 from .attention import Context, installed, self_attentions
 from .clip import Clip
-from .inversion import Trajectory
+from .editors import identity
+from .trajectory import PART_FRAMES, Trajectory
 from .model import Blocks, Model
 from .store import Entry, Store, Writer, digest
 
@@ -202,7 +203,7 @@ class _Tape:
 
 # %% ../nbs/07_features.ipynb #9f422c92
 def _play_trajectory(model: Model, trajectory: Trajectory, timesteps: list[int], frames: list[int], tape: _Tape):
-    embeds, blocks = model.embed(trajectory.prompt), Blocks(trajectory.entry.meta["block_size"])
+    embeds, blocks = model.embed(trajectory.prompt), Blocks(PART_FRAMES)
     context = Context(branches=("source",), watch=tape)
 
     def work(rows: slice) -> torch.Tensor:
@@ -281,7 +282,10 @@ def _steps_of_edit(edit) -> list[int]:
 def _recorded(model: Model, source, meta: dict, layers: list[Layer], store: Store, progress: bool, callback) -> Recording:
     under_way, timesteps, frames = meta["of"] == "edit", meta["timesteps"], meta["frames"]
     trajectory = source.trajectory if under_way else source
-    state = [source.latents, source.index, asdict(source.config), source.conditioning, source.keyframes] if under_way else []
+    state = []
+    if under_way:
+        config = source.config.settings() | dict(editor=identity(source.editor))
+        state = [source.latents, source.index, config, source.conditioning, source.keyframes]
     key = "features-" + digest(trajectory.entry.key, state, str(model.dtype), model.device.type, meta)
     if (entry := store.get(key)) is not None:
         return Recording(entry)

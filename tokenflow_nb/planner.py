@@ -12,7 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from .clip import FRAMES_IN_MEMORY, Clip
-from .denoiser import WITHOUT_PROPAGATION
+from .propagation import WITHOUT_PROPAGATION
 from .inversion import check_size, find_correction, inversion_grid
 from .keyframes import intervals
 from .memory import HELD_BACK, LATENTS_IN_MEMORY, free_memory

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from .attention import self_attentions
-from .denoiser import WITHOUT_PROPAGATION, Conditioning, Denoiser
+from .denoiser import Conditioning, Denoiser
+from .propagation import WITHOUT_PROPAGATION
 from .keyframes import frame_attention
 from .memory import PeakMemory
 from .model import Blocks, Model

@@ -27,7 +27,7 @@ from . import __version__, metrics
 from .arguments import check_fields, choice, instance, listed, number, refuse, shown, text, whole
 from .clip import Clip, as_clip
 from .correspondence import Chart
-from .edit import EditResult
+from .result import EditResult
 from .files import checked_path, replaced, writable_file, write_json
 from .flow import ESTIMATORS, Estimator, Flow, estimate_flow
 from .metrics import ClipJudge, Measure, consistency_recovered

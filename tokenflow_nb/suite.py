@@ -18,7 +18,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,14 +31,15 @@ from . import __version__, baselines
 from .arguments import listed, shown, whole
 from .baselines.job import Job, Method
 from .clip import Clip, ClipError, as_clip, write_clip
-from .edit import EditConfig, checked_options
+from .config import EditConfig, Execution, option_names
 from .files import checked_path, replaced, writable_folder, write_json, write_text
-from .inversion import Trajectory, check_size
+from .inversion import check_size
 from .metrics import ClipJudge, as_pair
 from .model import Model, load_model
 from .page import report_page
 from .report import METRICS, Case, Report, Row, check_flow, evaluate
 from .store import Store, digest
+from .trajectory import Trajectory
 
 # %% ../nbs/11_suite.ipynb #79bcb112
 class SuiteError(ValueError):
@@ -66,7 +67,7 @@ def _methods_of(methods: Mapping[str, Method] | Sequence[str]) -> dict[str, Meth
 def _config_of(settings: dict[str, Any]) -> EditConfig:
     "The settings with a sentence in place of the cases' own. Raises `SuiteError` for a name that is none."
     own = ("prompt", "source_prompt")  # every case brings these
-    valid = [each.name for each in fields(EditConfig) if each.name not in own]
+    valid = [name for name in option_names() if name not in own]
     if unknown := [name for name in settings if name not in valid]:
         raise SuiteError(f"{unknown[0]}={settings[unknown[0]]!r} is no setting of an edit: there are {', '.join(valid)}")
     return EditConfig("an edit", **settings)
@@ -176,7 +177,7 @@ class _Work:
     @property
     def settings(self) -> dict[str, Any]:
         "What decides an edit, apart from its case. `block_size` changes no more than memory."
-        return {key: value for key, value in asdict(self.config).items() if key not in ("prompt", "source_prompt", "block_size")}
+        return {key: value for key, value in self.config.settings().items() if key not in ("prompt", "source_prompt")}
 
     def edit_key(self, plan: _Plan, method: str) -> str:
         return digest(plan.digest, method, _about(self.methods[method]), self.settings, self.model_digest)
@@ -269,7 +270,7 @@ class _TimedJob(Job):
 
 def _job(work: _Work, model: Model, case: Case) -> _TimedJob:
     "The job of a case."
-    config = EditConfig(**{**asdict(work.config), "prompt": case.prompt, "source_prompt": case.source_prompt})
+    config = replace(work.config, prompt=case.prompt, source_prompt=case.source_prompt)
     return _TimedJob(model, case.source, config, case.name, case.mask, work.store)
 
 
@@ -520,7 +521,7 @@ def run_suite(
     A method that fails is an error of its row. Raises `SuiteError` for arguments that cannot be, before any work."""
     methods, names, config = _methods_of(methods), _metrics_of(metrics), _config_of(settings)
     processes = _check_processes(processes, methods)
-    checked_options(store=store, progress=progress)
+    Execution(store=store)
     check_flow(flow)
     if isinstance(cases, Case | str) or not hasattr(cases, "__getitem__") or not len(cases):
         raise SuiteError(f"cases={shown(cases)}: give a list of at least one Case")

@@ -9,7 +9,7 @@ __all__ = ['Work', 'joint_passes', 'guided_steps', 'count_work', 'is_guided']
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .denoiser import WITHOUT_PROPAGATION
+from .propagation import WITHOUT_PROPAGATION
 from .inversion import find_correction
 from .keyframes import intervals, joint_groups
 from .model import Model

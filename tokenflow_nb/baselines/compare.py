@@ -20,9 +20,11 @@ from .job import Job, Method
 from .patches import KeyframePatches
 from .text2video_zero import Text2VideoZero
 from .tune_a_video import TuneAVideo
-from ..arguments import listed
+from ..arguments import listed, switch
 from ..clip import Clip, as_clip
-from ..edit import EditConfig, EditResult, checked_options, fitted
+from ..config import EditConfig, Execution, Reading, configured, split_options, with_options
+from ..edit import fitted, known_device
+from ..result import EditResult
 from ..model import Model
 from ..store import Store
 
@@ -67,23 +69,25 @@ def make_methods(
     return {name: METHODS[name].make() for name in names}
 
 # %% ../../nbs/baselines/07_compare.ipynb #91888e45
+@with_options(EditConfig, Reading)
 def compare(
     source: str | Path | Clip | np.ndarray,  # a video file, a `Clip`, or frames (f, h, w, 3)
-    prompt: str,  # what the edited clip shows
+    prompt: str | None = None,  # what the edited clip shows; None: as in `config`
     methods: Iterable[str] | Mapping[str, Method] = ("per_frame", "tokenflow"),
+    config: EditConfig | None = None,  # settings to start from; None: the defaults
     *,
     model: str | Model = "sd1.5",
-    size: tuple[int, int] | None = None,  # (height, width); None: as the model was trained, aspect kept
     mask: np.ndarray | None = None,  # (f, h, w) bool at that size: the object, for methods that need to be told
     store: Store | None = None,  # None: the default cache
     device: str | None = None,
     progress: bool = True,
-    **config,  # fields of `EditConfig`
+    **overrides,  # of `EditConfig`, its editor, and `Reading`, by name
 ) -> dict[str, EditResult]:
     "The same edit by each method. Bad arguments raise `ValueError` before any long work."
-    chosen, settings = make_methods(methods), EditConfig(prompt, **config)
-    size = checked_options(size=size, store=store, device=device, progress=progress)["size"]
-    model, clip = fitted(as_clip(source), settings, model, size, device)
+    read, settings = split_options(overrides, Reading)
+    chosen, settings, reading = make_methods(methods), configured(prompt, config, settings), Reading(**read)
+    store, progress, device = Execution(store=store).store, switch("progress", progress), known_device("device", device)
+    model, clip = fitted(as_clip(source, **reading.of_file()), settings, model, reading.size, device)
     job, results = Job(model, clip, settings, mask=mask, store=store, progress=progress), {}
     about = dict(name=model.name, digest=model.digest, device=str(model.device), dtype=str(model.dtype))
     for name, method in chosen.items():

@@ -15,12 +15,15 @@ import torch
 
 from ..arguments import whole
 from ..clip import Clip
-from ..edit import Edit, EditConfig
+from ..config import EditConfig, Execution
+from ..edit import Edit, stages, starting
 from ..flow import Flow, estimate_flow
-from ..inversion import Trajectory, check_size, invert
+from ..inversion import check_size
 from ..keyframes import intervals
 from ..model import Blocks, Model
+from ..progress import drive
 from ..store import Store
+from ..trajectory import Trajectory
 
 # %% ../../nbs/baselines/00_job.ipynb #1bf34ef0
 @dataclass(eq=False)
@@ -44,11 +47,17 @@ class Job:
     @cached_property
     def trajectory(self) -> Trajectory:
         "The inverted clip."
-        config = self.config
-        return invert(
-            self.model, self.clip, config.source_prompt, config.num_inference_steps, config.inversion_steps,
-            config.block_size, self.store, self.progress, config.correction,
-        )
+        return self.begun.trajectory
+
+    @cached_property
+    def begun(self) -> Edit:
+        "The edit before its first step."
+        return drive(starting(self.model, self.clip, self.config, self.execution), self.progress)
+
+    @property
+    def execution(self) -> Execution:
+        "Nothing is kept but the inversion, so that each method's own time can be measured."
+        return Execution(store=self.store, source_branch="live", keep=False)
 
     @cached_property
     def flow(self) -> Flow:
@@ -64,8 +73,7 @@ class Job:
         config = replace(self.config, **changes)
         if config.keyframe_interval is not None:
             intervals(len(self.clip), config.keyframe_interval)  # before the clip is inverted
-        edit = Edit(self.model, self.trajectory, config, self.clip, keyframes=keyframes)
-        return edit.run(progress=self.progress).decode()
+        return drive(stages(self.model, self.clip, config, self.execution, keyframes=keyframes), self.progress).edited
 
     def edit_images(
         self,
@@ -73,9 +81,7 @@ class Job:
         **changes,  # fields of `EditConfig`
     ) -> Clip:
         "Some frames alone, edited jointly: for methods that edit a keyframe and spread it."
-        config = replace(self.config, **dict(rule="joint", keyframe_interval=None) | changes)
-        edit = Edit(self.model, self.trajectory.excerpt(list(positions)), config, self.clip)
-        return edit.run(progress=self.progress).decode()
+        return self.begun.excerpt(list(positions), **changes).run(progress=self.progress).decode()
 
     def clip_of(self, frames: np.ndarray) -> Clip:  # (f, h, w, 3) uint8
         "Frames as a clip with the source's timing."
@@ -83,7 +89,7 @@ class Job:
 
     def encode(self) -> torch.Tensor:  # (f, c, h, w)
         "The clean latents of the clip."
-        pieces = Blocks(self.config.block_size).map(lambda rows: self.model.encode(self.clip.frames[rows]), len(self.clip))
+        pieces = Blocks(self.execution.block_size).map(lambda rows: self.model.encode(self.clip.frames[rows]), len(self.clip))
         return torch.cat(list(pieces))
 
     def keyframe(self, asked: int | None) -> int:
@@ -95,7 +101,7 @@ class Job:
 
     def decode(self, latents: torch.Tensor) -> Clip:  # (f, c, h, w)
         "Latents as a clip with the source's timing."
-        pieces = Blocks(self.config.block_size).map(lambda rows: torch.from_numpy(self.model.decode(latents[rows])), len(latents))
+        pieces = Blocks(self.execution.block_size).map(lambda rows: torch.from_numpy(self.model.decode(latents[rows])), len(latents))
         return self.clip_of(torch.cat(list(pieces)).numpy())
 
 

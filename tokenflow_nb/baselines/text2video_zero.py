@@ -20,7 +20,7 @@ from .job import Job
 from .tune_a_video import FrameMemory, clip_noise, cross_frame, guided
 from ..arguments import check_fields, number, whole
 from ..clip import Clip
-from ..edit import Conditioning
+from ..denoiser import Conditioning
 from ..flow import Flow
 from ..inversion import denoise
 from ..model import Blocks, Model
@@ -146,7 +146,7 @@ class Text2VideoZero:
 
     def __call__(self, job: Job) -> Clip:
         "The edited clip."
-        model, config, blocks = job.model, job.config, Blocks(job.config.block_size)
+        model, config, blocks = job.model, job.config, Blocks(job.execution.block_size)
         pictures = None if self.controlnet is None else self.condition(job.clip.frames)
         if self.controlnet is not None:
             _check_control(self.controlnet, pictures, job)

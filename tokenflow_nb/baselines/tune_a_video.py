@@ -24,7 +24,7 @@ from ..arguments import check_fields, number, whole
 from ..attention import self_attentions
 from .job import Job
 from ..clip import Clip
-from ..edit import Conditioning
+from ..denoiser import Conditioning
 from ..inversion import climb, denoise, inversion_grid
 from ..keyframes import frame_attention
 from ..locks import lock_of

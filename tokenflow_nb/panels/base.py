@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Busy', 'Worker', 'Progress', 'encode_png', 'encode_film', 'Cache', 'escape', 'in_words', 'ErrorBox', 'Strip',
-           'Player', 'Code', 'Panel', 'Note', 'its_turn', 'progress_bar']
+           'Player', 'Code', 'Panel', 'Note', 'its_turn', 'setting_widget', 'progress_bar']
 
 # %% ../../nbs/panels/00_base.ipynb #72b51a9c
 import html
@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import Field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -347,6 +348,26 @@ def its_turn(
     finally:
         if held:
             lock.release()
+
+
+def setting_widget(
+    each: Field,  # made by `setting`
+    value: Any,  # that it begins with
+    label: str = "",  # empty: the field's name
+) -> ipywidgets.Widget | None:
+    "The input for a setting: a slider where it has bounds, a list where it has choices, a tick, a number, or text. None for any other kind."
+    about = each.metadata
+    common = dict(value=value, description=label or each.name.replace("_", " ").capitalize(), description_tooltip=about["help"])
+    least, most, bounded = about.get("least"), about.get("most"), about.get("least") is not None and about.get("most") is not None
+    if about.get("choices"):
+        return ipywidgets.Dropdown(options=list(about["choices"]), **common)
+    if isinstance(each.default, bool):
+        return ipywidgets.Checkbox(indent=False, **common)
+    if isinstance(each.default, float):
+        return ipywidgets.FloatSlider(min=least, max=most, step=(most - least) / 20, **common) if bounded else ipywidgets.FloatText(**common)
+    if isinstance(each.default, int):
+        return ipywidgets.IntSlider(min=least, max=most, **common) if bounded else ipywidgets.IntText(**common)
+    return ipywidgets.Text(**common) if isinstance(each.default, str) else None
 
 
 def progress_bar(progress: Progress) -> ipywidgets.VBox:

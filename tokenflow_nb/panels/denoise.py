@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_BRANCHES', 'KINDS', 'DECODING', 'clean_from_step', 'Branch', 'injected_steps', 'noise_levels', 'schedule_text',
            'schedule_picture', 'Walk', 'DenoiseState', 'decode_here', 'feature_pictures', 'layer_names', 'branch_film',
-           'player_films', 'ForkBox', 'BranchBox', 'Controls', 'DenoisePanel']
+           'player_films', 'forkable', 'ForkBox', 'BranchBox', 'Controls', 'DenoisePanel']
 
 # %% ../../nbs/panels/02_denoise.ipynb #bc73cb6e
 import math
@@ -13,7 +13,7 @@ import string
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields
 
 import ipywidgets
 import numpy as np
@@ -22,9 +22,11 @@ import traitlets
 
 from ..edit import Edit, EditError
 from ..features import colours, find_layer, list_layers, pca, record
-from ..guidance import Editor
+from ..config import EditConfig
+from ..editors import Editor
 from ..model import predicted_clean
-from .base import Busy, Cache, Note, Panel, Player, Strip, Worker, encode_film, encode_png, escape, in_words, its_turn
+from .base import Busy, Cache, Note, Panel, Player, Strip, Worker, encode_film, encode_png, escape, in_words, its_turn, setting_widget
+from ..settings import short_name
 from ..store import Store
 
 # %% ../../nbs/panels/02_denoise.ipynb #6188fed4
@@ -75,8 +77,8 @@ class Branch:
         levels = level(timesteps[step]), level(timesteps[position])
         if type(edit.editor).after_step is Editor.after_step and levels[0] != levels[1]:
             return clean_from_step(before, after, *levels)
-        injection = edit.editor.injection(edit.model.backbone, step, len(edit.timesteps))
-        return predicted_clean(before, edit.denoiser.noise(before, timesteps[step], injection, edit.keyframes[step], guided=edit.config.guided(step)), levels[0])
+        noise = edit.denoiser.noise(edit.at(step, latents=before), edit.keyframes[step], guided=edit.config.guided(step))
+        return predicted_clean(before, noise, levels[0])
 
     def keyframes(self, position: int) -> list[int]:
         "The frames that were keyframes in the step that led to a position."
@@ -99,8 +101,7 @@ class Branch:
 # %% ../../nbs/panels/02_denoise.ipynb #63338207
 def injected_steps(edit: Edit) -> dict[str, int]:
     "How many steps, from the noisy end, inject the source's attention, and how many its features."
-    steps = range(len(edit.timesteps))
-    injections = [edit.editor.injection(edit.model.backbone, step, len(steps)) for step in steps]
+    injections = [edit.editor.injection(edit.at(step)) for step in range(len(edit.timesteps))]
     return {kind: sum(bool(getattr(injection, kind)) for injection in injections) for kind in ("attention", "features")}
 
 
@@ -325,7 +326,13 @@ def player_films(state: DenoiseState, source: list[bytes]) -> dict[str, list[byt
 
 # %% ../../nbs/panels/02_denoise.ipynb #561b34d3
 _ROW, _TIGHT = dict(flex_flow="row wrap", align_items="center"), dict(description_width="initial")
-_FORKABLE = {"pnp": ("pnp_f_t", "pnp_attn_t", "guidance_stop"), "sdedit": ("guidance_stop",)}  # thresholds by method
+
+
+def forkable(config: EditConfig) -> list[Field]:
+    "Settings that another branch may have otherwise in the middle of an edit: those of the editor, unless they decide the start, and where guidance stops."
+    kind = type(config.editor)
+    decides_start = kind.first_step is not Editor.first_step or kind.start is not Editor.start
+    return [*(() if decides_start else fields(kind)), EditConfig.__dataclass_fields__["guidance_stop"]]
 
 
 def _button(text: str, tooltip: str) -> ipywidgets.Button:
@@ -338,8 +345,11 @@ class ForkBox(ipywidgets.VBox):
     def __init__(self, edit: Edit):
         config = edit.config
         self.fields = {"prompt": ipywidgets.Text(config.prompt, description="Prompt", style=_TIGHT, layout=dict(width="auto", flex="1 1 240px"))}
-        for name in _FORKABLE.get(config.method, ()):
-            self.fields[name] = ipywidgets.FloatSlider(getattr(config, name), min=0, max=1, step=0.05, description=name, style=_TIGHT)
+        own = config.settings()
+        for each in forkable(config):
+            if widget := setting_widget(each, own[short_name(each)], short_name(each)):
+                widget.style = _TIGHT
+                self.fields[short_name(each)] = widget
         self.fields["guidance_scale"] = ipywidgets.BoundedFloatText(edit.guidance_scale, min=0, max=100, step=0.5, description="guidance_scale", style=_TIGHT)
         for name, field in self.fields.items():
             if name != "prompt":
@@ -350,7 +360,7 @@ class ForkBox(ipywidgets.VBox):
 
     def changes(self, edit: Edit) -> dict:
         "The fields that differ from an edit's settings. Whatever the edit has by default counts as its own."
-        own = {name: getattr(edit.config, name) for name in self.fields} | dict(guidance_scale=edit.guidance_scale)
+        own = edit.config.settings() | dict(guidance_scale=edit.guidance_scale)
         return {name: field.value for name, field in self.fields.items() if field.value != own[name]}
 
     def follow(self, branches: tuple[Branch, ...]) -> None:

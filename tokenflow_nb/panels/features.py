@@ -20,7 +20,7 @@ from ..clip import Clip
 from ..correspondence import Redundancy, Trace, advise, redundancy, shade, trace
 from ..edit import Edit
 from ..features import FeatureError, Layer, Projection, Recording, colours, pca, record
-from ..inversion import Trajectory
+from ..trajectory import Trajectory
 from ..model import Model, shared_model
 from .base import Busy, Cache, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words, its_turn, progress_bar
 from ..store import Store

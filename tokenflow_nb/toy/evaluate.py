@@ -27,13 +27,14 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..clip import Clip, contact_sheet
-from ..denoiser import WITHOUT_PROPAGATION
-from ..edit import Edit, EditConfig
+from ..config import EditConfig, Execution
+from ..edit import stages
 from ..files import replaced, writable_file, write_json, write_text
 from ..inversion import gate, invert, psnr
 from ..metrics import ClipJudge, consistency_recovered, masked_psnr, warp_error
 from ..model import TOY_FOLDER, Model, ddim_move, load_model, predicted_clean
-from ..propagation import RULES
+from ..progress import drive
+from ..propagation import RULES, WITHOUT_PROPAGATION
 from ..store import Store, digest
 from .world import BACKGROUNDS, MATERIALS, SHAPES, Scene, caption, captions, held_out
 
@@ -159,12 +160,12 @@ def run_case(model: Model, judge: ClipJudge, case: EditCase, rules: list[str], f
     "Edits one scene by each rule. The clips, and a row of figures for each rule and for the VAE's round trip."
     source = case.scene.render(frames)
     with tempfile.TemporaryDirectory() as folder:
-        trajectory = invert(model, source, case.scene.caption, steps, store=Store(folder), progress=False)
-        clips = dict(source=source, vae=Clip(model.decode(trajectory.at(None)), fps=source.fps))
+        execution = Execution(store=Store(folder), source_branch="live", keep=False)
+        clips = dict(source=source, vae=Clip(model.decode(model.encode(source.frames)), fps=source.fps))
         for rule in rules:
             # guidance at every step and attention injected at half of them, as is published: the model is judged, not our defaults
             config = EditConfig(case.ideal.caption, source_prompt=case.scene.caption, guidance_stop=1.0, pnp_attn_t=0.5, num_inference_steps=steps, rule=rule)
-            clips[rule] = Edit(model, trajectory, config, source).run().decode()
+            clips[rule] = drive(stages(model, source, config, execution)).edited
     rows = {name: judge_edit(judge, case, source, clip) for name, clip in clips.items() if name != "source"}
     return dict(case=f"{case.scene.caption} → {case.material}", clips=clips, rows=rows)
 

@@ -1,0 +1,7 @@
+"Image editors that an edit is made with: one file each. `register` adds another, from a file or from a cell."
+
+from .base import Editor, Step, editors, identity, make_editor, options_of, register, short_names
+from .pnp import PlugAndPlay
+from .sdedit import SDEdit
+
+__all__ = ["Editor", "PlugAndPlay", "SDEdit", "Step", "editors", "identity", "make_editor", "options_of", "register", "short_names"]
