@@ -63,17 +63,6 @@ def test_run_is_its_steps(start):
     assert steps.done and torch.equal(run.latents, steps.latents)
 
 
-def test_latents_in_a_file_are_the_same_latents(start, model, store, tmp_path, monkeypatch):
-    "What an edit of a long clip does: each step's latents in a file, read back, saved, undone."
-    short = start().run()
-    monkeypatch.setattr(memory, "LATENTS_IN_MEMORY", 0)
-    long = start().step().step()
-    assert hasattr(long.latents, "_mmap") and not hasattr(short.latents, "_mmap")
-    loaded = Edit.load(long.save(tmp_path / "edit.safetensors"), model, store)
-    assert torch.equal(long.back().run().latents, short.latents) and torch.equal(loaded.run().latents, short.latents)
-    assert hasattr(long.latents, "_mmap") and np.array_equal(long.decode().frames, short.decode().frames)
-
-
 @pytest.mark.parametrize("rule", ["paper", "published"])
 def test_frames_of_groups_may_wait_for_a_block_of_any_size(start, rule):
     "Each frame is a keyframe, two are edited together: blocks of several groups, of one, of less."

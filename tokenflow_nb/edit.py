@@ -118,7 +118,8 @@ class Edit:
         start, size = remeasured_start if self.config.remeasure else self.editor.start, self.execution.block_size
         step = self.at(latents=None)
         blocks = (replace(step, rows=step.rows[first : first + size]) for first in range(0, len(step.rows), size))
-        return torch.cat([start(block) for block in blocks])
+        shape, name = self.trajectory.at(None, [0]), f"{type(self.editor).__name__}.start"
+        return torch.cat([like_latents(name, start(block), shape.expand(len(block.rows), -1, -1, -1)) for block in blocks])
 
     def at(self, index: int | None = None, **changes: Any) -> Step:
         "What the editor and the denoiser are given at a step; None: the one to be taken next."
