@@ -55,12 +55,10 @@ def stumble(folder: Path):
 def fail(what: str):
     if what == "raise":
         raise ValueError("the dog ate the keyframes")
+    if what == "memory":
+        raise torch.OutOfMemoryError("CUDA out of memory")
     if what == "hang":
         time.sleep(600)
     if number := dict(killed=signal.SIGKILL, crashed=signal.SIGSEGV, stopped=signal.SIGSTOP, terminated=signal.SIGTERM).get(what):
         os.kill(os.getpid(), number)
         time.sleep(600)
-
-
-def out_of_memory(folder: Path):
-    raise torch.OutOfMemoryError("CUDA out of memory")

@@ -20,7 +20,7 @@ import torch
 from tokenflow_nb.clip import write_clip
 from tokenflow_nb.edit import _OPTION_CHECKS, EditConfig, edit_video
 from tokenflow_nb.model import MODELS
-from tokenflow_nb.scale import jobs, workers
+from tokenflow_nb.scale import jobs
 from tokenflow_nb.scale.jobs import EditJob, JobError, JobsFailed, LocalExecutor, Outcome, Outcomes, RayExecutor, WorkerLost, edit_many
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
@@ -357,6 +357,12 @@ def test_ray_that_is_not_there_is_told(monkeypatch):
         RayExecutor()
 
 
+def test_ray_that_is_not_started_is_told():
+    pytest.importorskip("ray")
+    with pytest.raises(RuntimeError, match=r"call ray.init\(\)"):
+        RayExecutor()
+
+
 # The table
 
 
@@ -365,7 +371,7 @@ def test_the_table_escapes_and_raises(make):
     table = Outcomes([Outcome(make("wooden"), "done", 1.5, losses=("the worker went away",)), bad])
     assert "&lt;b&gt;gold&lt;/b&gt;" in table._repr_html_() and "<b>" not in table._repr_html_() and "<i>" not in table._repr_html_()
     assert "done (tried 2 times)" in repr(table) and "no <i>video</i> & no sound" in repr(table) and len(repr(table).splitlines()) == 4
-    assert list(table.failed) == [bad] and statuses(table[:1].raise_failed()) == ["done"]
+    assert list(table.failed) == [bad] and statuses(Outcomes(table[:1]).raise_failed()) == ["done"]
     with pytest.raises(JobsFailed, match="1 of 2 jobs have no result") as caught:
         table.raise_failed()
     assert caught.value.outcomes[0].traceback == "Traceback ..."
@@ -438,8 +444,9 @@ def cluster(monkeypatch, tmp_path):
     "A Ray cluster of two CPUs on this machine, whose token is not written into the user's home."
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tokenflow_nb[ray]'")
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name, value in workers._RAY.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("RAY_gcs_server_port_wait_time_s", "RAY_worker_register_timeout_seconds"):
+        monkeypatch.setenv(name, "300")  # on a busy machine
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
     yield ray
     ray.shutdown()

@@ -25,7 +25,6 @@ from tokenflow_nb.edit import Edit, EditConfig, invert_for
 from tokenflow_nb.keyframes import intervals, keyframe_table
 from tokenflow_nb.model import load_model
 from tokenflow_nb.propagation import RULES, make_plan
-from tokenflow_nb.scale import shard
 from tokenflow_nb.scale.shard import Ranks, ShardError, cut_shards, edit_sharded, launch
 from tokenflow_nb.toy.world import Scene
 
@@ -137,6 +136,7 @@ def stumble(tmp_path, monkeypatch):
     "what, message, note",
     [
         ("raise", "shard 1 of 2: ValueError: the dog ate the keyframes$", "in stumble"),  # its own traceback
+        ("memory", "shard 1 of 2: OutOfMemoryError: CUDA out of memory. More shards, a smaller size or a larger", "in stumble"),
         ("exits early", "shard 1 of 2 ended with exit code 1: no camel fits", "no camel"),
         ("killed", "shard 1 of 2 was ended by SIGKILL, as the system does when memory runs out$", ""),
         ("crashed", "shard 1 of 2 was ended by SIGSEGV$", "in fail"),  # where, as faulthandler says
@@ -152,11 +152,6 @@ def test_a_shard_that_fails_is_named_and_none_is_left(stumble, what, message, no
     assert re.search(message, str(caught.value)) and "\n" not in str(caught.value)
     if note is not None:
         assert note in caught.value.__notes__[0]
-
-
-def test_memory_that_runs_out_says_what_needs_less(tmp_path):
-    with pytest.raises(torch.OutOfMemoryError, match="^CUDA out of memory. More shards, a smaller size or a larger keyframe_interval need less"):
-        shard._resolved("shard_worker:out_of_memory")(tmp_path)
 
 
 def test_a_shard_that_is_stopped_for_a_moment_goes_on(stumble):
