@@ -123,7 +123,7 @@ def stumble(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
 
-    def run(what, listen=None, timeout=600):
+    def run(what, listen=lambda said: None, timeout=600):
         (tmp_path / "what").write_text(what)
         launch("shard_worker:stumble", 2, tmp_path, listen, timeout)
 
