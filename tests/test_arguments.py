@@ -19,17 +19,17 @@ from tokenflow_nb.data import davis, load_pairs, toy_benchmark
 from tokenflow_nb.edit import Edit, EditConfig, edit_video, known_device
 from tokenflow_nb.config import Execution
 from tokenflow_nb.editors import Editor, PlugAndPlay, SDEdit, make_editor
-from tokenflow_nb.jobs import EditJob, edit_many
 from tokenflow_nb.keyframes import intervals, joint_groups, keyframe_table
 from tokenflow_nb.metrics import Measure
 from tokenflow_nb.model import Model
 from tokenflow_nb.page import film_strip, report_page
 from tokenflow_nb.report import Case, Report, Row, bootstrap_interval, evaluate
-from tokenflow_nb.shard import cut_shards, edit_sharded
+from tokenflow_nb.scale.jobs import EditJob, edit_many
+from tokenflow_nb.scale.shard import cut_shards, edit_sharded
+from tokenflow_nb.scale.workers import LocalExecutor
 from tokenflow_nb.store import digest
 from tokenflow_nb.suite import run_suite
 from tokenflow_nb.toy.world import Scene
-from tokenflow_nb.workers import LocalExecutor
 
 TEXTS = ("prompt", "source_prompt", "negative_prompt")
 NUMBERS = [each.name for each in fields(EditConfig) if isinstance(each.default, (int, float)) and not isinstance(each.default, bool)]
@@ -331,9 +331,10 @@ CALLS = {
     "suite flow": lambda odd, clip: run_suite([Case("a", clip, "b")], ["vae"], "out", flow=odd, judge="nowhere"),
     "presets": lambda odd, clip: bench(presets=odd, scenes=0),
     "lengths": lambda odd, clip: bench(lengths=odd, scenes=0),
-    "job source": lambda odd, clip: EditJob(odd, "p", "out"),
-    "job out": lambda odd, clip: EditJob(clip, "p", odd),
-    "job model": lambda odd, clip: EditJob(clip, "p", "out", odd),
+    "job source": lambda odd, clip: EditJob(odd, "p", out="out"),
+    "job out": lambda odd, clip: EditJob(clip, "p", out=odd),
+    "job model": lambda odd, clip: EditJob(clip, "p", out="out", model=odd),
+    "job config": lambda odd, clip: EditJob(clip, "p", odd, out="out"),
     "jobs": lambda odd, clip: edit_many(odd),
     "methods": lambda odd, clip: make_methods(odd),
     "external name": lambda odd, clip: external(odd, "."),
@@ -342,7 +343,7 @@ CALLS = {
     "motion": lambda odd, clip: Text2VideoZero(motion=odd),
     "visits": lambda odd, clip: LayeredAtlas(visits=odd),
     "cut": lambda odd, clip: cut_shards(4, odd, odd),
-    "shard config": lambda odd, clip: edit_sharded(clip, odd, 1, model="toy", device="cpu"),
+    "shard config": lambda odd, clip: edit_sharded(clip, "p", odd or "pnp", shards=1, model="toy", device="cpu"),
 }
 
 

@@ -1,21 +1,27 @@
 "Many edits: fakes for what an executor may do, then real workers that are killed on the way."
 
+import gc
+import inspect
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
+import weakref
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 import torch
 
-from tokenflow_nb import jobs, workers
 from tokenflow_nb.clip import write_clip
-from tokenflow_nb.edit import edit_video
-from tokenflow_nb.jobs import EditJob, JobError, JobsFailed, LocalExecutor, Outcome, Outcomes, RayExecutor, WorkerLost, edit_many
+from tokenflow_nb.edit import _OPTION_CHECKS, EditConfig, edit_video
+from tokenflow_nb.model import MODELS
+from tokenflow_nb.scale import jobs
+from tokenflow_nb.scale.jobs import EditJob, JobError, JobsFailed, LocalExecutor, Outcome, Outcomes, RayExecutor, WorkerLost, edit_many
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 
@@ -35,7 +41,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def make(folder, tmp_path):
     "Makes a job whose prompt names its result."
-    return lambda name, source="star.mp4", **options: EditJob(folder / source, f"a {name} star on grass", tmp_path / name, **FEW | options)
+    return lambda name, source="star.mp4", **options: EditJob(folder / source, f"a {name} star on grass", out=tmp_path / name, **FEW | options)
 
 
 @pytest.fixture
@@ -122,7 +128,7 @@ def test_what_is_not_this_jobs_whole_result_is_made_again(edited, make, harm):
 
 def test_another_source_under_the_same_name_is_another_job(edited, tmp_path):
     source = write_clip(tmp_path / "clip.mp4", SCENE.render(frames=2, size=32))
-    job = EditJob(source, "a gold star", tmp_path / "out", **FEW)
+    job = EditJob(source, "a gold star", out=tmp_path / "out", **FEW)
     edit_many([job], Here(), progress=False)
     write_clip(source, SCENE.replace(material="red").render(frames=2, size=32))
     assert statuses(edit_many([job], Here(), progress=False)) == ["done"]
@@ -175,13 +181,19 @@ def test_an_interrupt_cancels_what_waits(edited, make):
     assert all(future.cancelled() for future in waiting)
 
 
-def test_threads_are_set_for_the_edit_and_put_back(edited, make, monkeypatch):
+def test_an_edit_has_as_many_threads_as_the_process_that_asked(edited, make, monkeypatch):
     found, edit = [], jobs.edit_video
     monkeypatch.setattr(jobs, "edit_video", lambda *arguments, **options: found.append(torch.get_num_threads()) or edit(*arguments, **options))
+
+    class Elsewhere(Here):
+        def submit(self, *task):
+            torch.set_num_threads(before + 3)  # as in a process that has its own number
+            return super().submit(*task)
+
     before = torch.get_num_threads()
     edit_many([make("gold")], Here(), progress=False)
-    edit_many([make("wooden"), make("broken")], Here(), threads=before + 2, progress=False)
-    assert found == [before, before + 2, before + 2] and torch.get_num_threads() == before
+    edit_many([make("wooden"), make("broken")], Elsewhere(), progress=False)
+    assert found == [before] * 3
 
 
 def test_jobs_of_one_model_follow_each_other(edited, make, tmp_path):
@@ -193,19 +205,55 @@ def test_jobs_of_one_model_follow_each_other(edited, make, tmp_path):
 
 
 def test_a_worker_keeps_its_model_until_the_files_change(tmp_path, folder, monkeypatch):
-    loaded = []
-    monkeypatch.setattr(jobs, "shared_model", lambda name, device: loaded.append(name) or len(loaded))
     monkeypatch.setattr(jobs, "_kept", threading.local())
-    weights = tmp_path / "model"
-    weights.mkdir()
-    (weights / "model.safetensors").write_bytes(b"1")
-    job = EditJob(folder / "star.mp4", "a star", tmp_path / "out", model=weights)
-    before = job.digest
-    assert [jobs._model_for(job), jobs._model_for(job)] == [1, 1]
-    (weights / "model.safetensors").write_bytes(b"22")
-    assert jobs._model_for(job) == 2 and job.digest != before
+    weights = shutil.copytree(MODELS["toy"].ids[0], tmp_path / "model")
+    job = EditJob(folder / "star.mp4", "a star", out=tmp_path / "out", model=weights)
+    before, model = job.digest, jobs._model_for(job)
+    assert jobs._model_for(job) is model
     with ThreadPoolExecutor(1) as other:
-        assert other.submit(jobs._model_for, job).result() == 3  # asks for the shared one, too
+        assert other.submit(jobs._model_for, job).result() is model  # threads share it
+    index = weights / "model_index.json"
+    index.write_text(index.read_text() + " ")
+    assert jobs._model_for(job) is not model and job.digest != before
+
+
+def test_the_model_before_is_gone_before_another_is_loaded(make, monkeypatch):
+    alive = []
+
+    def load(name, device):
+        gc.collect()
+        alive.append([each() for each in loaded if each() is not None])
+        loaded.append(weakref.ref(model := type("Model", (), {})()))
+        return model
+
+    loaded = []
+    monkeypatch.setattr(jobs, "_kept", threading.local())
+    monkeypatch.setattr(jobs, "shared_model", load)
+    for name in ("toy", "sd1.5"):
+        jobs._model_for(make("gold", model=name))
+    assert alive == [[], []]
+
+
+# Settings, as edit_video takes them
+
+
+def test_a_job_takes_a_whole_config_and_settings_over_it(make, folder, tmp_path, edited, monkeypatch):
+    config = EditConfig.published("another prompt", source_prompt=SCENE.caption, num_inference_steps=4)
+    job = EditJob(folder / "star.mp4", "a gold star", config, out=tmp_path / "out", model="toy", seed=7, size=(64, 64))
+    assert job.config == EditConfig.published("a gold star", source_prompt=SCENE.caption, num_inference_steps=4, seed=7)
+    assert job.options == dict(size=(64, 64)) and job.prompt == "a gold star"
+    asked, edit = {}, jobs.edit_video
+    monkeypatch.setattr(jobs, "edit_video", lambda source, prompt, **given: asked.update(given, prompt=prompt) or edit(source, prompt, **given))
+    assert statuses(edit_many([job], Here(), progress=False)) == ["done"]
+    assert {name: asked[name] for name in ("prompt", "inversion_steps", "seed", "size")} == dict(prompt="a gold star", inversion_steps=500, seed=7, size=(64, 64))
+    same = {name: value for name, value in asdict(job.config).items() if name != "prompt"}
+    assert EditJob(job.source, job.prompt, out=job.out, model="toy", size=(64, 64), **same).digest == job.digest
+
+
+def test_every_option_of_edit_video_is_one_of_a_job():
+    taken = set(inspect.signature(edit_video).parameters) | set(_OPTION_CHECKS) | {each.name for each in fields(EditConfig)}
+    given = set(jobs._OPTIONS) | set(jobs._OF_THE_RUN) | {each.name for each in fields(EditConfig)} | {"source", "out", "model", "config"}
+    assert taken - {"callback_on_step_end", "overrides"} <= given
 
 
 # What a digest stands for
@@ -233,14 +281,14 @@ def test_what_decides_the_picture_decides_the_digest(make, options, same):
 
 
 def test_a_digest_knows_no_place(make, folder, tmp_path):
-    other = EditJob(folder / ".." / folder.name / "star.mp4", make("gold").prompt, tmp_path / "elsewhere", **FEW)
+    other = EditJob(folder / ".." / folder.name / "star.mp4", make("gold").prompt, out=tmp_path / "elsewhere", **FEW)
     assert other.digest == make("gold").digest
-    assert EditJob(other.source, other.prompt, tmp_path / "gold.gif", **FEW).digest != other.digest
+    assert EditJob(other.source, other.prompt, out=tmp_path / "gold.gif", **FEW).digest != other.digest
 
 
 def test_frames_are_a_source(edited, tmp_path):
     frames = SCENE.render(frames=2, size=32).frames
-    one, same, other = (EditJob(each, "a star", tmp_path / "out") for each in (frames, frames.copy(), frames[::-1]))
+    one, same, other = (EditJob(each, "a star", out=tmp_path / "out") for each in (frames, frames.copy(), frames[::-1]))
     assert one.digest == same.digest != other.digest
     assert statuses(edit_many([one], Here(), progress=False)) == ["done"]
 
@@ -258,6 +306,8 @@ def test_frames_are_a_source(edited, tmp_path):
         (dict(out="film.avi"), ["film.avi", ".mp4"]),
         (dict(out=None), ["out=None"]),
         (dict(method="pmp"), ["pmp", "did you mean 'pnp'?"]),
+        (dict(max_frame=3), ["max_frame=3", "did you mean 'max_frames'?"]),
+        (dict(config="pnp"), ["config='pnp'", "give EditConfig("]),
     ],
 )
 def test_a_job_that_cannot_be_is_not_made(folder, tmp_path, change, words):
@@ -268,7 +318,7 @@ def test_a_job_that_cannot_be_is_not_made(folder, tmp_path, change, words):
 
 def test_a_loaded_model_is_refused(model, folder, tmp_path):
     with pytest.raises(JobError, match="is loaded: give its name"):
-        EditJob(folder / "star.mp4", "a star", tmp_path / "out", model=model)
+        EditJob(folder / "star.mp4", "a star", out=tmp_path / "out", model=model)
 
 
 def refused(jobs, *words, executor=None, **options):
@@ -283,14 +333,13 @@ def test_what_cannot_be_run_is_told_before_any_work(edited, make, tmp_path):
     refused(good, "is one job", "[job]")
     refused([good, "star.mp4"], "jobs[1]='star.mp4'", "EditJob")
     refused([good, make("wooden", source="nowhere.mp4")], "jobs[1]", "nowhere.mp4", "no such file")
-    refused([good, EditJob(good.source, "a wooden star", good.out, **FEW)], "jobs[0] and jobs[1]", "both write", "gold")
-    refused([good, EditJob(good.source, "a wooden star", good.out / "edited.mp4", **FEW)], "both write")
-    both = (EditJob(good.source, good.prompt, tmp_path / f"star.{kind}", **FEW) for kind in ("mp4", "gif"))
+    refused([good, EditJob(good.source, "a wooden star", out=good.out, **FEW)], "jobs[0] and jobs[1]", "both write", "gold")
+    refused([good, EditJob(good.source, "a wooden star", out=good.out / "edited.mp4", **FEW)], "both write")
+    both = (EditJob(good.source, good.prompt, out=tmp_path / f"star.{kind}", **FEW) for kind in ("mp4", "gif"))
     refused(both, "both write", "star.json")
     refused([good], "executor=<built-in function print>", "no submit()", executor=print)
     refused([good], "is a class", executor=LocalExecutor)
     refused([good], "retries=-1", retries=-1)
-    refused([good], "threads=0", threads=0)
     assert not edited and not good.out.exists()
 
 
@@ -308,6 +357,12 @@ def test_ray_that_is_not_there_is_told(monkeypatch):
         RayExecutor()
 
 
+def test_ray_that_is_not_started_is_told():
+    pytest.importorskip("ray")
+    with pytest.raises(RuntimeError, match=r"call ray.init\(\)"):
+        RayExecutor()
+
+
 # The table
 
 
@@ -316,7 +371,7 @@ def test_the_table_escapes_and_raises(make):
     table = Outcomes([Outcome(make("wooden"), "done", 1.5, losses=("the worker went away",)), bad])
     assert "&lt;b&gt;gold&lt;/b&gt;" in table._repr_html_() and "<b>" not in table._repr_html_() and "<i>" not in table._repr_html_()
     assert "done (tried 2 times)" in repr(table) and "no <i>video</i> & no sound" in repr(table) and len(repr(table).splitlines()) == 4
-    assert list(table.failed) == [bad] and statuses(table[:1].raise_failed()) == ["done"]
+    assert list(table.failed) == [bad] and statuses(Outcomes(table[:1]).raise_failed()) == ["done"]
     with pytest.raises(JobsFailed, match="1 of 2 jobs have no result") as caught:
         table.raise_failed()
     assert caught.value.outcomes[0].traceback == "Traceback ..."
@@ -378,7 +433,7 @@ def test_the_default_replaces_a_killed_process_and_computes_the_same(make, seria
     outcomes = edit_many(work, store=cache, progress=False)
     thread.join()
     assert statuses(outcomes) == ["done", "done"] and killed, outcomes
-    assert [loss for outcome in outcomes for loss in outcome.losses] == ["the worker process was killed by SIGKILL, as the system does when memory runs out"]
+    assert [loss for outcome in outcomes for loss in outcome.losses] == ["the worker process was ended by SIGKILL, as the system does when memory runs out"]
     assert [outcome.path.read_bytes() for outcome in outcomes] == [serial(material) for material in materials]
     assert same_latents(serial.cache, cache)
     assert not multiprocessing.active_children()
@@ -389,8 +444,9 @@ def cluster(monkeypatch, tmp_path):
     "A Ray cluster of two CPUs on this machine, whose token is not written into the user's home."
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tokenflow_nb[ray]'")
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name, value in workers._RAY.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("RAY_gcs_server_port_wait_time_s", "RAY_worker_register_timeout_seconds"):
+        monkeypatch.setenv(name, "300")  # on a busy machine
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
     yield ray
     ray.shutdown()
@@ -413,14 +469,3 @@ def test_ray_edits_eight_jobs_one_broken_one_worker_killed(cluster, make, serial
     assert "worker was lost" in loss
     assert [outcome.path.read_bytes() for outcome in outcomes if outcome.ok] == [serial(material) for material in materials]
     assert same_latents(serial.cache, cache)
-
-
-@pytest.mark.parametrize("given, found", [(None, "glibc.malloc.tcache_count=0"), ("glibc.malloc.arena_max=2", "glibc.malloc.arena_max=2")])
-def test_a_process_starts_without_glibcs_reserves_unless_the_environment_says_otherwise(monkeypatch, given, found):
-    if given:
-        monkeypatch.setenv("GLIBC_TUNABLES", given)
-    else:
-        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    with LocalExecutor(1) as executor:
-        assert executor.submit(os.getenv, "GLIBC_TUNABLES").result() == found
-    assert os.getenv("GLIBC_TUNABLES") == given

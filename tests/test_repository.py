@@ -18,6 +18,7 @@ COMES_WITH = {
     "IPython": "ipywidgets",
     "traitlets": "ipywidgets",
     "huggingface_hub": "diffusers",
+    "jinja2": "torch",
     "tokenizers": "transformers",
     "triton": "torch",  # on Linux with a GPU; without it a slower search serves
 }

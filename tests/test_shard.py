@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -20,16 +25,15 @@ from tokenflow_nb.edit import Edit, EditConfig, invert_for
 from tokenflow_nb.keyframes import intervals, keyframe_table
 from tokenflow_nb.model import load_model
 from tokenflow_nb.propagation import RULES, make_plan
-from tokenflow_nb.shard import Ranks, ShardError, cut_shards, edit_sharded, launch
+from tokenflow_nb.scale.shard import Ranks, ShardError, cut_shards, edit_sharded, launch
 from tokenflow_nb.toy.world import Scene
 
-WORKER = str(Path(__file__).with_name("shard_worker.py"))
 SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3), spin=0.02)
 
 
 def config(**changes):
-    options = dict(source_prompt=SCENE.caption, num_inference_steps=3, keyframe_interval=3) | changes
-    return EditConfig("a gold star on grass", **options)
+    options = dict(prompt="a gold star on grass", source_prompt=SCENE.caption, num_inference_steps=3, keyframe_interval=3)
+    return EditConfig(**options | changes)
 
 
 # ---- the same numbers
@@ -59,7 +63,7 @@ def test_shards_together_are_the_single_edit(store, tmp_path, processes):
     np.save(tmp_path / "clip.npy", clip.frames)
     told = {name: dict(frames=frames, dtype=dtype, config=asdict(case)) for name, (frames, dtype, case) in cases.items()}
     (tmp_path / "cases.json").write_text(json.dumps(told))
-    launch([WORKER, str(tmp_path), "edit"], processes, tmp_path)
+    launch("shard_worker:edit", processes, tmp_path)
     for name, (frames, dtype, case) in cases.items():
         model, part = load_model("toy", device="cpu", dtype=getattr(torch, dtype)), clip[:frames]
         single = Edit(model, invert_for(model, part, case, store, progress=False), case, part).run().latents
@@ -98,10 +102,9 @@ def test_every_frame_finds_its_keyframes_within_reach(frames, interval, count, r
 
 def alive(pid: int) -> bool:
     "Whether a process runs; one that has ended and waits to be collected does not."
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def left(folder: Path, seconds: float = 30) -> list[int]:
@@ -113,31 +116,60 @@ def left(folder: Path, seconds: float = 30) -> list[int]:
     return [pid for pid in pids if alive(pid)]
 
 
+@pytest.fixture
+def stumble(tmp_path, monkeypatch):
+    "Launches two processes of which the second one fails in some way. Asserts that no process and no file is left elsewhere."
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+
+    def run(what, listen=lambda said: None, timeout=600):
+        (tmp_path / "what").write_text(what)
+        launch("shard_worker:stumble", 2, tmp_path, listen, timeout)
+
+    yield run
+    assert not left(tmp_path)
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 @pytest.mark.parametrize(
-    "what, message",
+    "what, message, note",
     [
-        ("raise", "shard 1 of 2: ValueError: the dog ate the keyframes"),
-        ("killed", "shard 1 of 2 was ended by SIGKILL, as the system does when memory runs out"),
-        ("hang", "shard 0 of 2: OthersLost: no answer from the other shards: .*[Tt]imed out"),
-        ("terminated", "shard 1 of 2 was ended by SIGTERM$"),
-        ("stopped", "shard 1 of 2 has given no sign of life for 1[1-3] s: it was stopped"),
-        ("stopped early", "shard 1 of 2 has given no sign of life for 1[1-3] s: it was stopped"),  # the other waits without end
+        ("raise", "shard 1 of 2: ValueError: the dog ate the keyframes$", "in stumble"),  # its own traceback
+        ("memory", "shard 1 of 2: OutOfMemoryError: CUDA out of memory. More shards, a smaller size or a larger", "in stumble"),
+        ("exits early", "shard 1 of 2 ended with exit code 1: no camel fits", "no camel"),
+        ("killed", "shard 1 of 2 was ended by SIGKILL, as the system does when memory runs out$", ""),
+        ("crashed", "shard 1 of 2 was ended by SIGSEGV$", "in fail"),  # where, as faulthandler says
+        ("hang", "shard 0 of 2: OthersLost: no answer from the other shards: .*[Tt]imed out", "in gather"),
+        ("terminated", "shard 1 of 2 was ended by SIGTERM$", ""),
+        ("stopped", "shard 1 of 2 was stopped, .* for instance, and did not go on", None),
+        ("stopped early", "shard 1 of 2 was stopped", None),  # the other one waits without end
     ],
 )
-def test_a_shard_that_fails_is_named_and_none_is_left(tmp_path, what, message, monkeypatch):
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    with pytest.raises(ShardError, match=message) as caught:
-        launch([WORKER, str(tmp_path), what], 2, tmp_path, timeout=11 if "stopped" in what else 600)
-    assert not left(tmp_path)
-    assert not list((tmp_path / "tmp").iterdir())  # nor anything in the folder for temporary files
-    if what == "raise":
-        assert "in stumble" in caught.value.__notes__[0]  # the traceback of the process
+def test_a_shard_that_fails_is_named_and_none_is_left(stumble, what, message, note):
+    with pytest.raises(ShardError) as caught:
+        stumble(what, timeout=2 if "stopped" in what else 600)
+    assert re.search(message, str(caught.value)) and "\n" not in str(caught.value)
+    if note is not None:
+        assert note in caught.value.__notes__[0]
+
+
+def test_a_shard_that_is_stopped_for_a_moment_goes_on(stumble):
+    "Stopped by hand and continued, which the launcher must see before `timeout`."
+    def go_on(said):
+        pids.extend(int(path.read_text()) for path in Path(os.environ["TMPDIR"]).parent.glob("pid-1"))
+        psutil.Process(pids[0]).suspend()
+        threading.Timer(3, psutil.Process(pids[0]).resume).start()
+
+    pids = []
+    stumble("nothing", go_on, timeout=30)
+    assert pids
 
 
 def test_none_is_left_when_the_launcher_is_killed(tmp_path):
-    program = "import sys; from pathlib import Path; from tokenflow_nb.shard import launch; f = sys.argv[1];"
-    program += f"launch([{WORKER!r}, f, 'stay'], 2, Path(f), lambda said: print(said, flush=True))"
+    (tmp_path / "what").write_text("stay")
+    program = f"import sys; sys.path[:] = {sys.path!r}; from pathlib import Path; from tokenflow_nb.scale.shard import launch;"
+    program += "launch('shard_worker:stumble', 2, Path(sys.argv[1]), lambda said: print(said, flush=True))"
     launcher = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert "met" in launcher.stdout.readline()  # all are there
     os.kill(launcher.pid, signal.SIGKILL)
@@ -146,13 +178,12 @@ def test_none_is_left_when_the_launcher_is_killed(tmp_path):
     assert not left(tmp_path)
 
 
-def test_an_interrupt_ends_all(tmp_path):
+def test_an_interrupt_ends_all(stumble):
     def interrupt(said):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        launch([WORKER, str(tmp_path), "stay"], 2, tmp_path, interrupt)
-    assert not left(tmp_path)
+        stumble("stay", interrupt)
 
 
 # ---- bad input, before any process is started
@@ -175,21 +206,42 @@ def test_an_interrupt_ends_all(tmp_path):
         ({}, dict(store="cache"), "store='cache'"),
         ({}, dict(progress=1), "progress=1"),
         ({}, dict(size=(0, 64)), "size=\\(0, 64\\)"),
+        ({}, dict(config="a gold star"), "config='a gold star': give EditConfig"),
+        ({}, dict(prompt=" "), "prompt=' ' is empty"),
+        ({}, dict(seeed=1), "seeed=1: .* did you mean 'seed'?"),
+        ({}, dict(seed="one"), "seed='one'"),
+        ({}, dict(out="film.avi"), "give a file ending in .mp4 or .gif"),
         pytest.param({}, dict(device="cuda"), "shards=2: this machine has 0 GPUs", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has one")),
     ],
 )
 def test_bad_input_is_told_before_any_work(monkeypatch, store, changes, options, message):
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    options = dict(prompt="a gold star", config=config(**changes), shards=2, model="toy", device="cpu", store=store) | options
     with pytest.raises(ValueError, match=message):
-        edit_sharded(SCENE.render(frames=9, size=64), config(**changes), **dict(shards=2, model="toy", device="cpu", store=store) | options)
+        edit_sharded(SCENE.render(frames=9, size=64), **options)
 
 
-def test_numpys_numbers_are_numbers(store):
+def test_numpys_numbers_are_numbers():
     assert cut_shards(np.int64(9), np.int64(3), np.int64(2)) == cut_shards(9, 3, 2)
-    with pytest.raises(ValueError, match="config='a gold star'"):
-        edit_sharded(SCENE.render(frames=9, size=64), "a gold star", np.int64(2), model="toy", device="cpu", store=store)
 
 
 def test_a_loaded_model_is_refused(model, store):
     with pytest.raises(ValueError, match="give its name or folder"):
-        edit_sharded(SCENE.render(frames=9, size=64), config(), 2, model=model, store=store)
+        edit_sharded(SCENE.render(frames=9, size=64), "a gold star", config(), shards=2, model=model, store=store)
+
+
+# ---- a clip in, a clip out
+
+
+def test_a_sharded_edit_is_saved_with_the_settings_that_made_it(store, tmp_path, capfd):
+    "A whole config, a setting over it, another prompt; the result is that of one process to a level of 255, and the record says how."
+    clip, given = SCENE.render(frames=7, size=64), config()
+    options = dict(model="toy", seed=5, size=clip.size, device="cpu", store=store, out=tmp_path / "star.gif", progress=False)
+    result = edit_sharded(clip, "a wooden star on grass", given, shards=2, **options)
+    wanted = config(seed=5, prompt="a wooden star on grass", guidance_scale=result.config.guidance_scale, source_branch="live")
+    assert result.config == wanted and json.loads((tmp_path / "star.json").read_text())["config"] == asdict(wanted)
+    assert (tmp_path / "star.gif").is_file() and list(result.timings) == ["load", "invert", "edit", "decode"]
+    model = load_model("toy", device="cpu")
+    single = Edit(model, invert_for(model, clip, wanted, store, progress=False), wanted, clip).run().decode()
+    assert np.abs(result.edited.frames.astype(int) - single.frames).max() <= 1
+    assert not list(store.root.glob("*scratch*")) and capfd.readouterr() == ("", "")  # the launcher says nothing by itself

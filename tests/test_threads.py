@@ -20,7 +20,7 @@ from tokenflow_nb.config import EditConfig, Execution
 from tokenflow_nb.edit import Edit, edit_video
 from tokenflow_nb.features import FeatureError, record
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.jobs import EditJob, edit_many
+from tokenflow_nb.scale.jobs import EditJob, edit_many
 from tokenflow_nb.locks import lock_of
 from tokenflow_nb.metrics import ClipJudge
 from tokenflow_nb.model import ModelError, load_model, shared_model
@@ -147,7 +147,7 @@ def test_predictions_words_and_pictures_at_once(model, turn):
 @repeated
 def test_jobs_in_a_pool_of_threads(films, tmp_path, turn):
     before, options = torch.get_num_threads(), {name: value for name, value in SETTINGS.items() if name != "progress"}
-    jobs = [EditJob(CLIP, prompt, tmp_path / f"{number}.mp4", "toy", device="cpu", **options) for number, prompt in enumerate(PROMPTS)]
+    jobs = [EditJob(CLIP, prompt, out=tmp_path / f"{number}.mp4", model="toy", device="cpu", **options) for number, prompt in enumerate(PROMPTS)]
     with ThreadPoolExecutor(4) as pool:
         outcomes = edit_many(jobs, pool, store=Store(tmp_path / "store"), progress=False).raise_failed()
     assert [outcome.status for outcome in outcomes] == ["done"] * 4 and torch.get_num_threads() == before

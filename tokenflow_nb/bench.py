@@ -46,7 +46,7 @@ from .toy.world import Scene
 from .untrained import random_model
 from .tracing import traced
 from .work import count_work, joint_passes
-from .workers import LocalExecutor, WorkerLost
+from .scale.workers import LocalExecutor, WorkerLost
 from .written_out import WrittenOutAttention
 
 # %% ../nbs/13_bench.ipynb #c456a251

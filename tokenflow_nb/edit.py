@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_SECONDS', 'CallbackOnStepEnd', 'EditError', 'remeasured_start', 'Edit', 'like_latents', 'edit_key',
-           'kept_steps', 'starting', 'stages', 'known_device', 'file_of', 'edit_video', 'fitted', 'default_size']
+           'kept_steps', 'starting', 'stages', 'known_device', 'file_of', 'edit_video', 'known_options', 'fitted',
+           'default_size']
 
 # %% ../nbs/09_edit.ipynb #69418a69
 import json
@@ -461,8 +462,8 @@ def edit_video(
     **overrides: Any,  # of `EditConfig`, its editor, `Execution` and `Reading`, by name
 ) -> EditResult:
     "Edits a video by a prompt. Bad arguments raise `ValueError` before any long work."
-    execution, reading, settings = _options(overrides)
-    config = configured(prompt, config, settings)
+    execution, reading, settings = split_options(known_options(overrides, Execution, Reading), Execution, Reading)
+    config, execution, reading = configured(prompt, config, settings), Execution(**execution), Reading(**reading)
     progress, device = switch("progress", progress), known_device("device", device)
     target = None if out is None else writable_target("out", out, file_of(clip))
     timings, clock = {}, _Clock()
@@ -484,12 +485,12 @@ def edit_video(
     return result
 
 
-def _options(overrides: dict[str, Any]) -> tuple[Execution, Reading, dict[str, Any]]:
-    "How the edit is run, how the clip is read, and the settings that are left. Raises `ValueError` for an unknown option."
-    execution, reading, settings = split_options(overrides, Execution, Reading)
-    for name in settings:
-        choice("option", name, [*option_names(), *(each.name for kind in (Execution, Reading) for each in fields(kind))])
-    return Execution(**execution), Reading(**reading), settings
+def known_options(options: dict[str, Any], *kinds: type) -> dict[str, Any]:
+    "The options themselves, if all are settings of an edit or of these dataclasses. Raises `ValueError` for another name."
+    valid = [*option_names(), *(each.name for kind in kinds for each in fields(kind))]
+    for name in options:
+        choice("option", name, valid)
+    return options
 
 
 def fitted(

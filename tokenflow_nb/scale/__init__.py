@@ -1,0 +1,1 @@
+"Many clips on many machines, and one long clip on several GPUs."
