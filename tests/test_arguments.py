@@ -190,7 +190,7 @@ def test_weights_are_pointed_out_once_where_python_shows_a_warning_once():
         warnings.resetwarnings()
         first = config(prompt="a (gold:1.3) star, only here")
         for seed in range(3):
-            EditConfig(**asdict(first) | dict(seed=seed))
+            EditConfig(**first.settings() | dict(seed=seed))
     assert len(caught) == 1
 
 
@@ -240,7 +240,7 @@ def test_a_job_checks_all_its_options_when_it_is_made(clip, tmp_path, options, w
 
 def test_a_job_may_ask_for_a_device_of_another_machine(clip, tmp_path):
     job = EditJob(clip, "a star", tmp_path / "out", device="cuda:3", seed=np.int64(5), size=[64, np.int64(64)])
-    assert job.options == dict(seed=5, device="cuda:3", size=(64, 64)) and type(job.options["seed"]) is int
+    assert (job.config.seed, job.device, job.reading.size) == (5, "cuda:3", (64, 64)) and type(job.config.seed) is int
     assert job.digest == EditJob(clip, "a star", tmp_path / "out", device="cuda:3", seed=5, size=(64, 64)).digest
 
 

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from tokenflow_nb.clip import write_clip
-from tokenflow_nb.edit import _OPTION_CHECKS, EditConfig, edit_video
+from tokenflow_nb.config import EditConfig
+from tokenflow_nb.edit import edit_video
 from tokenflow_nb.model import MODELS
 from tokenflow_nb.scale import jobs
 from tokenflow_nb.scale.jobs import EditJob, JobError, JobsFailed, LocalExecutor, Outcome, Outcomes, RayExecutor, WorkerLost, edit_many
@@ -241,19 +242,18 @@ def test_a_job_takes_a_whole_config_and_settings_over_it(make, folder, tmp_path,
     config = EditConfig.published("another prompt", source_prompt=SCENE.caption, num_inference_steps=4)
     job = EditJob(folder / "star.mp4", "a gold star", config, out=tmp_path / "out", model="toy", seed=7, size=(64, 64))
     assert job.config == EditConfig.published("a gold star", source_prompt=SCENE.caption, num_inference_steps=4, seed=7)
-    assert job.options == dict(size=(64, 64)) and job.prompt == "a gold star"
+    assert job.reading.size == (64, 64) and job.prompt == "a gold star"
     asked, edit = {}, jobs.edit_video
-    monkeypatch.setattr(jobs, "edit_video", lambda source, prompt, **given: asked.update(given, prompt=prompt) or edit(source, prompt, **given))
+    monkeypatch.setattr(jobs, "edit_video", lambda source, **given: asked.update(given) or edit(source, **given))
     assert statuses(edit_many([job], Here(), progress=False)) == ["done"]
-    assert {name: asked[name] for name in ("prompt", "inversion_steps", "seed", "size")} == dict(prompt="a gold star", inversion_steps=500, seed=7, size=(64, 64))
-    same = {name: value for name, value in asdict(job.config).items() if name != "prompt"}
+    assert asked["config"] == job.config and asked["size"] == (64, 64) and asked["config"].inversion_steps == 500
+    same = {name: value for name, value in job.config.settings().items() if name != "prompt"}
     assert EditJob(job.source, job.prompt, out=job.out, model="toy", size=(64, 64), **same).digest == job.digest
 
 
 def test_every_option_of_edit_video_is_one_of_a_job():
-    taken = set(inspect.signature(edit_video).parameters) | set(_OPTION_CHECKS) | {each.name for each in fields(EditConfig)}
-    given = set(jobs._OPTIONS) | set(jobs._OF_THE_RUN) | {each.name for each in fields(EditConfig)} | {"source", "out", "model", "config"}
-    assert taken - {"callback_on_step_end", "overrides"} <= given
+    taken, given = (set(inspect.signature(each).parameters) for each in (edit_video, EditJob))
+    assert taken - {"callback_on_step_end", "clip", *jobs._OF_THE_RUN} <= given
 
 
 # What a digest stands for
@@ -264,6 +264,10 @@ def test_every_option_of_edit_video_is_one_of_a_job():
     [
         (dict(seed=0), True),
         (dict(block_size=1), True),
+        (dict(source_branch="live"), True),
+        (dict(resume=False), True),
+        (dict(method="sdedit"), False),
+        (dict(pnp_attn_t=0.5), False),
         (dict(restore_size=False), True),
         (dict(size=[64, 64]), True),
         (dict(seed=1), False),
@@ -299,15 +303,15 @@ def test_frames_are_a_source(edited, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (dict(num_inference_step=3), ["num_inference_step=3", "no such option", "did you mean 'num_inference_steps'?"]),
+        (dict(num_inference_step=3), ["option='num_inference_step' is unknown", "did you mean 'num_inference_steps'?"]),
         (dict(store=None), ["store=None", "edit_many"]),
         (dict(num_inference_steps=1), ["num_inference_steps=1", "at least 2"]),
         (dict(prompt="  "), ["prompt='  '"]),
         (dict(out="film.avi"), ["film.avi", ".mp4"]),
         (dict(out=None), ["out=None"]),
         (dict(method="pmp"), ["pmp", "did you mean 'pnp'?"]),
-        (dict(max_frame=3), ["max_frame=3", "did you mean 'max_frames'?"]),
-        (dict(config="pnp"), ["config='pnp'", "give EditConfig("]),
+        (dict(max_frame=3), ["'max_frame'", "did you mean 'max_frames'?"]),
+        (dict(config="pnp"), ["config='pnp'", "give an EditConfig"]),
     ],
 )
 def test_a_job_that_cannot_be_is_not_made(folder, tmp_path, change, words):

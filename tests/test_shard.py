@@ -21,7 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tokenflow_nb.edit import Edit, EditConfig, invert_for
+from tokenflow_nb.config import EditConfig, Execution
+from tokenflow_nb.edit import starting
+from tokenflow_nb.progress import drive
 from tokenflow_nb.keyframes import intervals, keyframe_table
 from tokenflow_nb.model import load_model
 from tokenflow_nb.propagation import RULES, make_plan
@@ -61,12 +63,12 @@ CASES = {  # by processes: frames, precision of the model, settings
 def test_shards_together_are_the_single_edit(store, tmp_path, processes):
     clip, cases = SCENE.render(frames=11, size=64), CASES[processes]
     np.save(tmp_path / "clip.npy", clip.frames)
-    told = {name: dict(frames=frames, dtype=dtype, config=asdict(case)) for name, (frames, dtype, case) in cases.items()}
+    told = {name: dict(frames=frames, dtype=dtype, config=case.settings()) for name, (frames, dtype, case) in cases.items()}
     (tmp_path / "cases.json").write_text(json.dumps(told))
     launch("shard_worker:edit", processes, tmp_path)
     for name, (frames, dtype, case) in cases.items():
         model, part = load_model("toy", device="cpu", dtype=getattr(torch, dtype)), clip[:frames]
-        single = Edit(model, invert_for(model, part, case, store, progress=False), case, part).run().latents
+        single = drive(starting(model, part, case, Execution(store=store, source_branch="live"))).run().latents
         shards = torch.cat([load_file(tmp_path / f"{name}-{rank}.safetensors")["latents"] for rank in range(processes)])
         off, largest = float((shards - single).abs().max()), float(single.abs().max())
         print(f"{name}, {processes} processes, {dtype}: {off:.1e} of {largest:.2f}")
@@ -238,10 +240,10 @@ def test_a_sharded_edit_is_saved_with_the_settings_that_made_it(store, tmp_path,
     clip, given = SCENE.render(frames=7, size=64), config()
     options = dict(model="toy", seed=5, size=clip.size, device="cpu", store=store, out=tmp_path / "star.gif", progress=False)
     result = edit_sharded(clip, "a wooden star on grass", given, shards=2, **options)
-    wanted = config(seed=5, prompt="a wooden star on grass", guidance_scale=result.config.guidance_scale, source_branch="live")
-    assert result.config == wanted and json.loads((tmp_path / "star.json").read_text())["config"] == asdict(wanted)
+    wanted = config(seed=5, prompt="a wooden star on grass", guidance_scale=result.config.guidance_scale)
+    assert result.config == wanted and json.loads((tmp_path / "star.json").read_text())["config"] == wanted.settings()
     assert (tmp_path / "star.gif").is_file() and list(result.timings) == ["load", "invert", "edit", "decode"]
     model = load_model("toy", device="cpu")
-    single = Edit(model, invert_for(model, clip, wanted, store, progress=False), wanted, clip).run().decode()
+    single = drive(starting(model, clip, wanted, Execution(store=store, source_branch="live"))).run().decode()
     assert np.abs(result.edited.frames.astype(int) - single.frames).max() <= 1
     assert not list(store.root.glob("*scratch*")) and capfd.readouterr() == ("", "")  # the launcher says nothing by itself
