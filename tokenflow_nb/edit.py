@@ -40,7 +40,7 @@ from .keyframes import SEEDS, intervals, joint_groups, keyframe_table
 from .memory import PeakMemory, room_for, trim_memory
 from .model import Blocks, Model, ddim_move, load_model, predicted_clean
 from .parts import find_device
-from .planner import Forecast, finite, plan
+from .forecast.plan import Forecast, finite, plan
 from .propagation import RULES
 from .source import SourceRecord, record_source, recording
 from .store import Draft, Store, digest
