@@ -99,7 +99,7 @@ def test_forecast_adds_up_and_takes_the_highest(model, found):
     json.dumps(made.record(), allow_nan=False)
     text = made._repr_markdown_()
     assert text == str(made) and "keyframe passes" in text and f"{made.evaluations:,}" in text
-    assert "not again for another prompt" in text
+    assert "once for all prompts" in text
 
 
 def test_memory_is_what_the_formulas_say(model, found):
@@ -227,7 +227,7 @@ def test_what_keyframes_leave_and_what_a_record_takes_is_counted_in_bytes(model,
     store = Store(tmp_path)
     stage = by_part(plan(clip, config, model))["record source"]
     edit_video(clip, "a star", model=model, size=SIZE, num_inference_steps=2, store=store, progress=False)
-    (entry,) = [entry for entry in map(store.get, store.keys()) if entry.meta["kind"] == "source"]
+    (entry,) = [entry for entry in store.entries() if entry.meta["kind"] == "source"]
     assert entry.nbytes == pytest.approx(stage.disk, rel=0.1)
 
 

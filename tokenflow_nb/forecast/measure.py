@@ -42,14 +42,14 @@ class Costs:
     recorded: int = 0  # bytes of a frame and step in a record of the source branch
 
 # %% ../../nbs/forecast/01_measure.ipynb #a81484a4
-def _cost(work: Callable, frames: int, device: torch.device, clock: Callable[[], float]) -> Cost:
+def _cost(work: Callable, frames: int, first: PeakMemory, clock: Callable[[], float]) -> Cost:
     "What a frame of some work costs, done twice. The work ends with a result on the CPU: then a GPU is done."
-    memory, seconds = PeakMemory(device), []
+    memory, seconds = PeakMemory(first.device), []
     for _ in range(2):
         start = clock()
         work()
         seconds.append(clock() - start)
-    return Cost(min(seconds) / frames, memory.bytes / frames)
+    return Cost(min(seconds) / frames, (memory.before + memory.bytes - first.before) / frames)
 
 # %% ../../nbs/forecast/01_measure.ipynb #2f1ea7fa
 def _joint_pass(model: Model, latents: torch.Tensor, embeds: torch.Tensor) -> tuple[int, int]:
@@ -69,17 +69,14 @@ def _joint_pass(model: Model, latents: torch.Tensor, embeds: torch.Tensor) -> tu
 BLOCK, SECONDS = 8, 1.0  # frames that are measured together, if that takes no longer
 
 
-def measure(
-    model: Model,
-    size: tuple[int, int],  # height and width of the frames, in pixels
-    clock: Callable[[], float] = time.perf_counter,
-) -> Costs:
-    "The `Costs` on the model's device: a block through the UNet, the same jointly, and a frame through the VAE."
-    embeds, picture, device = model.embed(""), np.zeros((1, *size, 3), np.uint8), model.device
-    latents, cost = model.encode(picture), partial(_cost, device=device, clock=clock)
+def measure(model: Model, size: tuple[int, int], clock: Callable[[], float] = time.perf_counter) -> Costs:
+    "The `Costs` of frames of this height and width, from a block through the UNet, alone and jointly, and the VAE."
+    cost = partial(_cost, first=PeakMemory(model.device), clock=clock)
+    embeds, picture = model.embed(""), np.zeros((1, *size, 3), np.uint8)
+    latents = model.encode(picture)
     encode, decode = cost(lambda: model.encode(picture), 1), cost(lambda: model.decode(latents), 1)
     row, pair = cost(lambda: model.predict(latents, 1, embeds), 1), 0.0
-    count = int(min(BLOCK, SECONDS / max(row.seconds, 1e-9), free_memory(device) / max(4 * row.bytes, 1)))
+    count = int(min(BLOCK, SECONDS / max(row.seconds, 1e-9), free_memory(model.device) / max(4 * row.bytes, 1)))
     if count > 1:
         block = latents.expand(count, -1, -1, -1)
         row = cost(lambda: model.predict(block, 1, embeds), count)

@@ -132,7 +132,7 @@ def _reasons(frames: int, config: "EditConfig", work: Work, visited: int, kept: 
     one, two = (f"({work.steps} steps × {many} + {work.guided} with guidance)" for many in ("1 branch", "2 branches"))
     return {
         "inversion": f"{frames} frames × {visited} steps{again}; {kept + 1} latents a frame are kept",
-        "record source": f"({frames} frames + {keyframes} keyframes) × {work.steps}; not again for another prompt",
+        "record source": f"({frames} frames + {keyframes} keyframes) × {work.steps} steps; once for all prompts",
         "keyframe passes": f"{keyframes} keyframes{groups} × {two}; {max(work.passes, default=0)} at once",
         "frame passes": f"{frames} frames × {one if config.recorded else two}; {rows} at a time",
         "decoding": f"{frames} frames",
