@@ -15,7 +15,9 @@ JOBS = {  # name: frames, side in pixels, settings
     "default, 24 frames": (24, 128, dict(num_inference_steps=12)),
     "96 frames, live source": (96, 128, dict(num_inference_steps=5, source_branch="live")),
     "64 pixels, SDEdit, block of 4": (32, 64, dict(num_inference_steps=24, method="sdedit", block_size=4)),
-    "published rule, all keyframes together": (80, 96, dict(num_inference_steps=6, rule="published", max_joint_keyframes=None, inversion_steps=12)),
+    "published rule, all keyframes together": (
+        80, 96, dict(num_inference_steps=6, rule="published", max_joint_keyframes=None, inversion_steps=12),
+    ),
 }
 
 
@@ -36,7 +38,8 @@ def compared(name: str, clock: str) -> dict:
     start = CLOCKS[clock]()
     found = forecast(frames, (side, side), config, model, measure(model, (side, side), CLOCKS[clock]))
     asked = CLOCKS[clock]() - start
-    subject = Subject(name, model, lambda count: rendered(scene, (side, side), count), scene.caption, "a gold star on grass")
+    clip = lambda count: rendered(scene, (side, side), count)  # noqa: E731
+    subject = Subject(name, model, clip, scene.caption, "a gold star on grass")
     run = run_job(subject, preset, frames, CLOCKS[clock], base=base)
     expected = {stage: finite(seconds, 3) for stage, seconds in found.by_stage.items()}
     memory, rows = [found.memory, run.memory], [found.evaluations, run.rows]
@@ -49,7 +52,8 @@ def row(found: dict) -> str:
     stages = ", ".join(f"{stage} {expected[stage]:.1f} / {seconds:.1f}" for stage, seconds in measured.items())
     total, real = sum(expected.values()), sum(measured.values())
     return (
-        f"| {found['job']} | {counted} / {seen} | {found['asked']:.1f} | {stages} | {total:.1f} / {real:.1f} | {total / real:.2f} "
+        f"| {found['job']} | {counted} / {seen} | {found['asked']:.1f} | {stages} "
+        f"| {total:.1f} / {real:.1f} | {total / real:.2f} "
         f"| {planned / 1e6:.0f} / {needed / 1e6:.0f} | {planned / needed:.2f} |"
     )
 
@@ -69,7 +73,8 @@ def main() -> None:
     print("| job | rows | measuring, s | by stage, s | seconds | | memory, MB | |\n|---|---|---|---|---|---|---|---|")
     for name in options.jobs:
         command = [sys.executable, Path(__file__), "--one", name, "--clock", options.clock]
-        print(row(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()[-1])), flush=True)
+        said = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+        print(row(json.loads(said.splitlines()[-1])), flush=True)
 
 
 if __name__ == "__main__":
