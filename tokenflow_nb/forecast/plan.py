@@ -102,6 +102,7 @@ def _stages(frames: int, size: tuple, model: Model, costs: Costs, config: "EditC
     branches = 1 if on_cpu else 3 if work.guided else 2  # at once
     latents = 4 * model.vae.config.latent_channels * math.prod(side // model.vae_scale for side in size)  # of a frame
     here, pictures = on_cpu * frames * latents, math.prod((frames, *size, 3))
+    held = on_cpu * (32 << 20)  # freed memory that the process does not give back, about
     file = pictures if pictures > FRAMES_IN_MEMORY else 0
     left = 0 if config.rule in WITHOUT_PROPAGATION else 4 * joint * costs.tokens  # three branches and the keys
     pairs = (work.steps + work.guided) * sum(each * (each - 1) for each in work.passes)
@@ -120,7 +121,7 @@ def _stages(frames: int, size: tuple, model: Model, costs: Costs, config: "EditC
     )
     reasons = _reasons(frames, config, work, visited, kept, rows)
     return tuple(
-        Stage(name, part, count, count * row.seconds + more, memory, disk, reasons[part])
+        Stage(name, part, count, count * row.seconds + more, memory + held, disk, reasons[part])
         for name, part, count, more, memory, disk in found if count or name == "decode"
     )
 
