@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from tokenflow_nb.memory import steady_memory
 from tokenflow_nb.propagation import chunk_size, nearest, nearest_fields, normalise_keys
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -103,7 +102,6 @@ def main() -> None:
     options.add_argument("--clock", choices=CLOCKS, default="wall")
     options.add_argument("--seconds", type=float, default=1.0, help="for each row, at least")
     options = options.parse_args()
-    steady_memory()  # as when a model is loaded
     print(f"{machine(options.device)}; {options.clock} clock\n")
     print("| frames | tokens | channels | product ms | search ms | ratio | peak MB |\n|---|---|---|---|---|---|---|")
     worst = 0.0

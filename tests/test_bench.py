@@ -1,4 +1,4 @@
-"The benchmark: its slow path computes what the fast one does, its counts are those of the planner, its table says what was measured."
+"The benchmark: its slow path computes what the fast one does, its counts are those of the forecast, its table says what was measured."
 
 import csv
 import json
@@ -17,7 +17,7 @@ from tokenflow_nb.inversion import invert
 from tokenflow_nb.toy.evaluate import EditCase
 from tokenflow_nb.toy.world import Scene
 from tokenflow_nb.untrained import _Untrained, random_model
-from tokenflow_nb.work import count_work
+from tokenflow_nb.forecast.work import count_work
 from tokenflow_nb.written_out import WrittenOutAttention
 
 SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3))

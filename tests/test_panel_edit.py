@@ -5,7 +5,8 @@ import threading
 import numpy as np
 import pytest
 
-from tokenflow_nb import probe, source
+from tokenflow_nb import source
+from tokenflow_nb.forecast import measure
 from tokenflow_nb.clip import read_clip, write_clip
 from tokenflow_nb.edit import Edit, edit_video
 from tokenflow_nb.panels import EditPanel
@@ -297,7 +298,7 @@ def test_words_that_the_model_does_not_read_are_told(make):
 
 
 def test_the_outlook_follows_the_settings(make, monkeypatch):
-    monkeypatch.setattr(probe, "_PROBES", {})
+    monkeypatch.setattr(measure, "_KNOWN", {})
     state = make(num_inference_steps=10, keyframe_interval=2)
     assert state.outlook == f"{10 + 10 * (1.5 + 2 * 0.5 + 1) + 4 * 1.5:.0f} evaluations a frame, {FRAMES * 51} in all · 852.0 kB of disk"
     state.num_inference_steps = 2
@@ -315,7 +316,7 @@ def test_the_outlook_follows_the_settings(make, monkeypatch):
 
 
 def test_the_first_render_teaches_the_outlook_its_minutes(make, monkeypatch):
-    monkeypatch.setattr(probe, "_PROBES", {})
+    monkeypatch.setattr(measure, "_KNOWN", {})
     state = make()
     assert "about" not in state.outlook
     state.render()

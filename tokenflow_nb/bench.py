@@ -25,6 +25,7 @@ from statistics import fmean, median
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .arguments import choice, frame_size, listed, shown, switch, whole
 from .attention import TokenFlowAttention
@@ -37,16 +38,15 @@ from .memory import PeakMemory
 from .metrics import ClipJudge
 from .locks import lock_of
 from .model import Model, load_model, out_of_memory
-from .planner import finite
 from .progress import Stage, drive
 from .result import EditResult
+from .forecast.plan import finite
 from .store import Store, in_bytes
 from .toy.evaluate import EditCase, judge_edit
 from .toy.world import Scene
 from .untrained import random_model
-from .tracing import traced
-from .work import count_work, joint_passes
 from .scale.workers import LocalExecutor, WorkerLost
+from .forecast.work import count_work
 from .written_out import WrittenOutAttention
 
 # %% ../nbs/13_bench.ipynb #c456a251
@@ -252,20 +252,25 @@ def matrix_rate(
     return best
 
 
+def _counted(work: Callable[[], object]) -> float:
+    "Operations of some work; a multiplication and an addition are two."
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which PyTorch does not count by itself
+    attention = {on_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
 def operations(subject: Subject, preset: Preset, frames: int, **changes) -> float:
     "Operations of a job by the default ways: what a preset asks for, not what it wastes."
     config, model = preset.config(subject.prompt, subject.source_prompt, **changes), subject.model
-    size, passes = subject.clip(1).size, joint_passes(frames, config)
-    work = count_work(frames, config, visited=len(inversion_grid(model, config.num_inference_steps, config.inversion_steps)[0]))
-    rows = min(preset.execution(**changes).block_size, frames)
-    parts, _ = traced(model, size, max(passes, default=1), rows)
-    of = dict(encode=1, decode=1, row=rows, frames=3 * rows, keyframes=3 * max(passes, default=1))
-    a_row = {part: found.operations / of[part] for part, found in parts.items()}
-    up = work.invert + (config.inversion_steps or 0) * frames * preset.published
-    return (
-        up * a_row["row"] + work.keyframes * a_row["keyframes"] + (work.record + work.frames) * a_row["frames"]
-        + frames * (a_row["encode"] + (1 + preset.published) * a_row["decode"])
-    )
+    visited, _ = inversion_grid(model, config.num_inference_steps, config.inversion_steps)
+    rows = count_work(frames, config, execution=preset.execution(**changes), visited=len(visited)).total + (config.inversion_steps or 0) * frames * preset.published
+    pictures, embeds = subject.clip(1).frames, model.embed("")
+    latents = model.encode(pictures)
+    calls = lambda: model.predict(latents, 1, embeds), lambda: model.encode(pictures), lambda: model.decode(latents)  # noqa: E731
+    row, encode, decode = map(_counted, calls)
+    return rows * row + frames * (encode + (1 + preset.published) * decode)
 
 # %% ../nbs/13_bench.ipynb #c26022ce
 @dataclass(frozen=True)

@@ -98,8 +98,6 @@ class EditConfig:
         first = self.editor.first_step(self.num_inference_steps)
         return step - first < round((self.num_inference_steps - first) * self.guidance_stop)
 
-    block_size, recorded = 8, property(lambda self: self.propagates)  # INTERIM
-
     @property
     def propagates(self) -> bool:
         "Whether frames draw on keyframes."

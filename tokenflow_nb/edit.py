@@ -38,7 +38,7 @@ from .keyframes import intervals, joint_groups, keyframe_table
 from .memory import PeakMemory
 from .model import Blocks, Model, ddim_move, load_model, predicted_clean
 from .parts import find_device
-from .planner import Forecast, plan
+from .forecast.plan import Forecast, plan
 from .progress import Stage, drive, timed
 from .result import EditResult
 from .source import recording
@@ -514,7 +514,7 @@ def _forecast(model: Model, clip: Clip, settings: EditConfig, execution: Executi
     "What the edit will need, printed; None where nobody looks."
     if not progress:
         return None
-    forecast = plan(clip, settings, model, store=execution.store)
+    forecast = plan(clip, settings, model, execution)
     tqdm.write("\n".join([forecast.line, *forecast.warnings]))
     return forecast
 

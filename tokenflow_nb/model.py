@@ -25,7 +25,6 @@ import torch
 
 from .fingerprint import fingerprint
 from .locks import NetworkLock, lock_of, process_lock
-from .memory import steady_memory, trim_memory
 from tokenflow_nb.parts import (
     HALF,
     WEIGHTS,
@@ -263,7 +262,6 @@ class Blocks:
         start = 0
         while start < count:
             rows = slice(start, min(start + self.size, count))
-            trim_memory()
             try:
                 result = work(rows)
             except (RuntimeError, MemoryError) as error:
@@ -499,8 +497,6 @@ def load_model(
         return name
     name, device = _as_name(name), find_device(device)
     dtype, failures = find_dtype(dtype, device), {}
-    if device.type == "cpu":
-        steady_memory()
     for place in _candidates(name):
         try:
             with process_lock, quiet_reading(place):  # diffusers and transformers change torch itself while they load

@@ -19,7 +19,7 @@ from . import __version__
 from .clip import Clip, ClipError, side_by_side, write_clip
 from .config import EditConfig
 from .files import film_and_record, writable_target, write_json
-from .planner import Forecast, finite
+from .forecast.plan import Forecast, finite
 
 # %% ../nbs/08_result.ipynb #8a0bfd77
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ from ..edit import default_size, stages
 from ..editors import editors, options_of, short_names
 from ..model import MODELS, Model, shared_model
 from .base import Busy, Code, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words, its_turn, progress_bar, setting_widget
-from ..planner import forecast
-from ..probe import known_probe, learn
+from ..forecast.measure import known_costs, learn
+from ..forecast.plan import forecast
 from ..progress import Stage
 from ..result import EditResult
 from ..settings import short_name
 from ..store import Store
 from ..toy.world import Scene
-from ..work import count_work
+from ..forecast.work import count_work
 
 # %% ../../nbs/panels/03_edit.ipynb #32730c2a
 @dataclass(frozen=True, eq=False)
@@ -267,7 +267,7 @@ class EditState(traitlets.HasTraits):
             total = count_work(len(clip), config, scale != 1).total
             return f"{total / len(clip):.0f} evaluations a frame, {total:,} in all"
         size = default_size(model, clip)
-        return forecast(len(clip), size, config, model, known_probe(model, size, config, len(clip)), store=self.store).line
+        return forecast(len(clip), size, config, model, known_costs(model, size), Execution(store=self.store)).line
 
     def _begin(self, task: str, work: Callable[[EditConfig, Event], None]) -> None:
         "Starts work with the settings as they are now. What is wrong with them is said before any work."

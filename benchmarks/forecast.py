@@ -1,7 +1,8 @@
-"""The planner's forecast beside what four different toy jobs take: `python benchmarks/planner.py`. Prints; asserts nothing.
+"""The forecast beside what four different toy jobs take: `python benchmarks/forecast.py`. Prints; asserts nothing.
 
-Each job has a process of its own: it loads the model, asks the planner, which probes the device, and then makes the edit as `tokenflow_nb bench` does, stage by stage. Memory is
-resident memory above the loaded model. With `--clock cpu` both, probe and job, count only the time that the process computes: for a machine that others use too.
+Each job has a process of its own: it loads the model, measures one evaluation, and then makes the edit as
+`tokenflow_nb bench` does, stage by stage. Memory is resident memory above the loaded model. With `--clock cpu` both
+count only the time that the process computes: for a machine that others use too.
 """
 
 import argparse
@@ -14,17 +15,19 @@ JOBS = {  # name: frames, side in pixels, settings
     "default, 24 frames": (24, 128, dict(num_inference_steps=12)),
     "96 frames, live source": (96, 128, dict(num_inference_steps=5, source_branch="live")),
     "64 pixels, SDEdit, block of 4": (32, 64, dict(num_inference_steps=24, method="sdedit", block_size=4)),
-    "published rule, all keyframes together": (80, 96, dict(num_inference_steps=6, rule="published", max_joint_keyframes=None, inversion_steps=12)),
+    "published rule, all keyframes together": (
+        80, 96, dict(num_inference_steps=6, rule="published", max_joint_keyframes=None, inversion_steps=12),
+    ),
 }
 
 
-def measure(name: str, clock: str) -> dict:
+def compared(name: str, clock: str) -> dict:
     "Forecast and measurement of one job, in this process."
     from tokenflow_nb.bench import CLOCKS, Preset, Subject, rendered, run_job
+    from tokenflow_nb.forecast.measure import measure
+    from tokenflow_nb.forecast.plan import finite, forecast
     from tokenflow_nb.memory import PeakMemory
     from tokenflow_nb.model import load_model
-    from tokenflow_nb.planner import finite, forecast
-    from tokenflow_nb.probe import probe
     from tokenflow_nb.toy.world import Scene
 
     frames, side, settings = JOBS[name]
@@ -33,12 +36,14 @@ def measure(name: str, clock: str) -> dict:
     preset = Preset(name, settings)
     config, base = preset.config("a gold star on grass", scene.caption), PeakMemory().before
     start = CLOCKS[clock]()
-    found = forecast(frames, (side, side), config, model, probe(model, (side, side), config, frames, CLOCKS[clock]))
+    found = forecast(frames, (side, side), config, model, measure(model, (side, side), CLOCKS[clock]))
     asked = CLOCKS[clock]() - start
-    subject = Subject(name, model, lambda count: rendered(scene, (side, side), count), scene.caption, "a gold star on grass")
+    clip = lambda count: rendered(scene, (side, side), count)  # noqa: E731
+    subject = Subject(name, model, clip, scene.caption, "a gold star on grass")
     run = run_job(subject, preset, frames, CLOCKS[clock], base=base)
     expected = {stage: finite(seconds, 3) for stage, seconds in found.by_stage.items()}
-    return dict(job=name, probe=asked, seconds=[expected, run.seconds], memory=[found.memory, run.memory], rows=[found.evaluations, run.rows])
+    memory, rows = [found.memory, run.memory], [found.evaluations, run.rows]
+    return dict(job=name, asked=asked, seconds=[expected, run.seconds], memory=memory, rows=rows)
 
 
 def row(found: dict) -> str:
@@ -47,8 +52,9 @@ def row(found: dict) -> str:
     stages = ", ".join(f"{stage} {expected[stage]:.1f} / {seconds:.1f}" for stage, seconds in measured.items())
     total, real = sum(expected.values()), sum(measured.values())
     return (
-        f"| {found['job']} | {counted} / {seen} | {found['probe']:.1f} | {stages} | {total:.1f} / {real:.1f} | {total / real - 1:+.0%} "
-        f"| {planned / 1e6:.0f} / {needed / 1e6:.0f} | {planned / needed - 1:+.0%} |"
+        f"| {found['job']} | {counted} / {seen} | {found['asked']:.1f} | {stages} "
+        f"| {total:.1f} / {real:.1f} | {total / real:.2f} "
+        f"| {planned / 1e6:.0f} / {needed / 1e6:.0f} | {planned / needed:.2f} |"
     )
 
 
@@ -59,15 +65,16 @@ def main() -> None:
     options.add_argument("--one", choices=JOBS, help=argparse.SUPPRESS)  # what the process of one job is asked
     options = options.parse_args()
     if options.one:
-        print(json.dumps(measure(options.one, options.clock)))
+        print(json.dumps(compared(options.one, options.clock)))
         return
     from tokenflow_nb.bench import machine
 
     print(f"{machine('cpu')}; {options.clock} clock; planned / measured\n")
-    print("| job | rows | probe s | by stage, s | seconds | | memory MB | |\n|---|---|---|---|---|---|---|---|")
+    print("| job | rows | measuring, s | by stage, s | seconds | | memory, MB | |\n|---|---|---|---|---|---|---|---|")
     for name in options.jobs:
         command = [sys.executable, Path(__file__), "--one", name, "--clock", options.clock]
-        print(row(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()[-1])), flush=True)
+        said = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+        print(row(json.loads(said.splitlines()[-1])), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"What an edit will need before it is made: evaluations, seconds, memory, disk."
