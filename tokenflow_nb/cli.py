@@ -490,7 +490,7 @@ def _run_evaluate(args: argparse.Namespace) -> None:
     if args.suite is None:
         raise ValueError(f"--suite is needed: {' or '.join(_SUITES)}; --list shows methods and metrics")
     folder = writable_folder("--out", args.out)
-    from tokenflow_nb.report import METRICS
+    from tokenflow_nb.metrics import METRICS
     from tokenflow_nb.suite import run_suite, write_report
 
     if unknown := [name for name in args.metrics or [] if name not in METRICS]:
@@ -502,13 +502,12 @@ def _run_evaluate(args: argparse.Namespace) -> None:
         _cases(args), methods, folder, metrics=args.metrics, judge=args.judge, processes=_processes(args), progress=not args.quiet, **settings
     )
     _print_files(folder, [path.name for path in write_report(report, folder)])
-    _print_summary(report)
+    _print_summary(report, args.metrics or ("warp_error", "clip_gain", "material_accuracy"))
 
 
-def _print_summary(report: "Report") -> None:
-    "A line for each method, and how many warnings and errors the page tells."
-    leading = [name for name in ("warp_error", "clip_gain", "material_accuracy") if name in report.metrics]
-    print(report.markdown(leading or report.metrics[:1]))
+def _print_summary(report: "Report", leading: Sequence[str]) -> None:
+    "A line for each method with the leading metrics, and how many warnings and errors are on the page."
+    print(report.markdown([name for name in leading if name in report.metrics] or report.metrics[:1]))
     for kind, found in (("warning", report.warnings), ("error", report.errors)):
         if found:
             print(f"{len(found)} {kind}{'s' * (len(found) != 1)}, such as: {found[0]}")
@@ -517,7 +516,7 @@ def _print_summary(report: "Report") -> None:
 def _list_evaluate() -> None:
     "`tokenflow_nb evaluate --list`"
     from tokenflow_nb.baselines import METHODS
-    from tokenflow_nb.report import METRICS
+    from tokenflow_nb.metrics import METRICS
 
     print("methods")
     for name, entry in METHODS.items():
