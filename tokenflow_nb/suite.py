@@ -17,7 +17,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ from .edit import EditConfig, checked_options
 from .files import checked_path, replaced, writable_folder, write_json, write_text
 from .flow import check_flow
 from .inversion import Trajectory, check_size
-from .metrics import METRICS, Case, ClipJudge, as_pair, find_judge, find_metrics
+from .metrics import METRICS, Case, ClipJudge, Metric, as_pair, find_judge, find_metrics
 from .model import Model, load_model
 from .page import report_page
 from .report import Report, Row, error_line, evaluate
@@ -164,7 +164,7 @@ class _Work:
     judge: str | None  # None where no metric needs one
     flow: Any = "dis"
     store: Store | None = None
-    registered: tuple[Callable, ...] = ()  # functions of metrics: another process that reads them registers them
+    registered: Mapping[str, Metric] = field(default_factory=dict)  # for other processes, which may not know them
 
     def frames(self, slug: str, method: str) -> Path:
         return self.folder / "clips" / slug / f"{method}.npz"
@@ -332,6 +332,8 @@ def _loaded(model: str, judge: str | None) -> tuple[Model, ClipJudge | None]:
 def _do_case(work: _Work, plan: _Plan, threads: int) -> list[tuple[_Plan, str]]:
     "A call in another process."
     torch.set_num_threads(threads)
+    for name, metric in work.registered.items():
+        METRICS.add(name, metric)
     return list(_edits(work, plan, *_loaded(work.model, work.judge)))
 
 
@@ -502,8 +504,8 @@ def run_suite(
     folder, loaded = writable_folder("out", out, SuiteError), load_model(model)
     judge = _judge_name(judge, names, loaded.name == "toy" or _is_toy(cases))
     given = model if isinstance(model, Model) else str(model)
-    functions = tuple(METRICS[name].compute for name in names or METRICS)
-    work = _Work(cases, methods, folder, given, loaded.digest, config, names, judge, flow, store, functions)
+    measured = {name: METRICS[name] for name in names or METRICS}
+    work = _Work(cases, methods, folder, given, loaded.digest, config, names, judge, flow, store, measured)
     plans = _plans(work, loaded, progress)
     _tidy(folder)
     _claim(work, plans)
