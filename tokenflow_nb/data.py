@@ -48,9 +48,9 @@ def toy_benchmark(
     frames: int = 8,
     size: int = 128,
 ) -> list[Case]:
-    "`n * prompts` cases of the toy world, the same for the same arguments. Raises `ValueError` for bad counts."
+    "`n * prompts` cases of the toy world, always the same ones. Raises `ValueError` for bad counts."
     n = whole("n", n, 1, _SCENES, note="no more are held out from training; use another seed beside this one")
-    prompts = whole("prompts", prompts, 1, len(MATERIALS) - 1, note="a scene has no more other materials, so give fewer")
+    prompts = whole("prompts", prompts, 1, len(MATERIALS) - 1, note="there are no more other materials; give fewer")
     frames, size, seed = whole("frames", frames, 1), whole("size", size, 1), whole("seed", seed, 0)
     used, cases = dict.fromkeys(MATERIALS, 0), []
     for place, scene in enumerate(_scenes(n, seed)):

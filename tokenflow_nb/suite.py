@@ -102,7 +102,7 @@ def _keep(path: Path, kept: _Kept) -> None:
     try:
         write_clip(path.with_suffix(".mp4"), kept.clip)
     except ClipError as error:  # the numbers come from the frames
-        warnings.warn(f"{path.stem}: no film to watch: {error}", UserWarning, stacklevel=2)
+        warnings.warn(f"{path.stem}: no film to look at: {error}", UserWarning, stacklevel=2)
 
 
 def _kept(path: Path) -> _Kept | None:
