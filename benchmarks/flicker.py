@@ -21,7 +21,7 @@ from tokenflow_nb.baselines import Job
 from tokenflow_nb.baselines.ablation import vae
 from tokenflow_nb.data import toy_benchmark
 from tokenflow_nb.edit import EditConfig
-from tokenflow_nb.metrics import consistency_recovered
+from tokenflow_nb.metrics import Evidence, consistency_recovered
 from tokenflow_nb.model import load_model
 from tokenflow_nb.propagation import blend
 from tokenflow_nb.report import measure
@@ -121,7 +121,7 @@ def main() -> None:
                 with propagating(model.unet, *more) if more else ExitStack():
                     clips[name] = job.edit(**changes)
         for name, clip in clips.items():
-            row = measure(name, clip, case, FIGURES, flow=case.flow)
+            row = measure(name, clip, Evidence(case), FIGURES)
             found.setdefault(name, []).append([row.measures[figure].value for figure in FIGURES])
         print(case.name, flush=True)
     means = {name: np.mean(figures, 0) for name, figures in found.items()}

@@ -343,7 +343,7 @@ def test_names_are_drawn_as_they_are(report):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
         for figure in (report.figure(), report.frames_figure("warp_error", NASTY[0]), _trade_off(report, "warp_error", "clip_gain")):
-            ElementTree.fromstring(_decoded(_svg(figure, "a figure")))  # an SVG that every program reads
+            ElementTree.fromstring(_decoded(_svg(figure)))  # an SVG that every program reads
             texts = [text.get_text() for text in figure.findobj(match=lambda artist: hasattr(artist, "get_parse_math"))]
             assert all(name.replace("\x07", "\ufffd") in texts for name in NASTY[:-2]), texts  # beginning with an underscore, too
             assert figure._repr_png_().startswith(b"\x89PNG")

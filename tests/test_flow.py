@@ -77,7 +77,7 @@ def test_kept_flow_belongs_to_its_clip_and_estimator(tmp_path):
     ("clip", "estimator", "words"),
     [
         (np.zeros((1, 16, 16, 3), np.uint8), "dis", "at least two"),
-        (np.zeros((3, 16, 16, 3), np.uint8), "farneback", "'dis', 'raft'"),
+        (np.zeros((3, 16, 16, 3), np.uint8), "farneback", "flow='farneback' is unknown: Valid: dis, raft"),
         (np.zeros((3, 8, 16, 3), np.uint8), "dis", "at least 12×12"),
         (np.full((3, 16, 16, 3), np.nan), "dis", "NaN"),
     ],

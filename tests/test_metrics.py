@@ -1,8 +1,11 @@
 "The evaluator on clips whose faults are known: no model but the toy CLIP."
 
+import csv
 import json
 import math
 import pickle
+import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenflow_nb import metrics
+from tokenflow_nb import cli, metrics
 from tokenflow_nb.clip import Clip, ClipError
 from tokenflow_nb.edit import EditConfig, EditResult
-from tokenflow_nb.flow import Flow
-from tokenflow_nb.metrics import ClipJudge, Measure, masked_psnr, sharpness, warp_error
-from tokenflow_nb.report import METRICS, Case, Report, Row, bootstrap_interval, evaluate
+from tokenflow_nb.flow import Flow, estimate_flow
+from tokenflow_nb.metrics import METRICS, Case, ClipJudge, Evidence, Measure, masked_psnr, metric, sharpness, warp_error
+from tokenflow_nb.page import report_page
+from tokenflow_nb.report import Report, Row, bootstrap_interval, evaluate
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 
@@ -148,9 +152,10 @@ def test_sharpness_of_known_pictures():
 
 
 def test_sharpness_and_ssim_fall_with_blur(cases):
-    once, twice = blurred(cases[0].ideal), blurred(blurred(cases[0].ideal))
-    assert sharpness(cases[0].ideal) > sharpness(once) > sharpness(twice)
-    assert 1 > metrics.ssim(cases[0].ideal, once) > metrics.ssim(cases[0].ideal, twice)
+    case = Case("the ideal edit", cases[0].ideal, "a star")
+    once, twice = blurred(case.source), blurred(blurred(case.source))
+    assert sharpness(case.source) > sharpness(once) > sharpness(twice)
+    assert 1 > metrics.ssim(Evidence(case, once)) > metrics.ssim(Evidence(case, twice))
 
 
 def test_clip_metrics_by_hand(judge, cases):
@@ -158,20 +163,19 @@ def test_clip_metrics_by_hand(judge, cases):
     seen, (wanted, shown) = judge.pictures(case.ideal.frames), judge.sentences([case.prompt, case.source_prompt])
     before = judge.pictures(case.source.frames)
     cosines = (seen @ seen.T).double().numpy()
-    assert metrics.clip_score(case.ideal, case.prompt, judge) == pytest.approx(float((seen @ wanted).mean()), abs=1e-5)
-    gain = float(((seen - before) @ wanted).mean())
-    assert metrics.clip_gain(case.ideal, case.source, case.prompt, judge) == pytest.approx(gain, abs=1e-5)
+    ideal = Evidence(case, case.ideal, judge=judge)
+    assert metrics.clip_score(ideal) == pytest.approx(float((seen @ wanted).mean()), abs=1e-5)
+    assert metrics.clip_gain(ideal) == pytest.approx(float(((seen - before) @ wanted).mean()), abs=1e-5)
     moved, direction = seen - before, wanted - shown
     expected = float((moved @ direction / moved.norm(dim=1) / direction.norm()).mean())
-    found = metrics.directional_similarity(case.ideal, case.source, case.prompt, case.source_prompt, judge)
-    assert found == pytest.approx(expected, abs=1e-5)
+    assert metrics.directional_similarity(ideal) == pytest.approx(expected, abs=1e-5)
     pairs = [(i, j) for i in range(FRAMES) for j in range(FRAMES)]
     consecutive = np.mean([cosines[i, j] for i, j in pairs if j == i + 1])
     every = np.mean([cosines[i, j] for i, j in pairs if i != j])
     vbench = np.mean([(cosines[0, j] + cosines[j - 1, j]) / 2 for j in range(1, FRAMES)])
-    assert metrics.consistency_consecutive(case.ideal, judge) == pytest.approx(consecutive, abs=1e-5)
-    assert metrics.consistency_all_pairs(case.ideal, judge) == pytest.approx(every, abs=1e-5)
-    assert metrics.consistency_vbench(case.ideal, judge) == pytest.approx(vbench, abs=1e-5)
+    assert metrics.consistency_consecutive(ideal) == pytest.approx(consecutive, abs=1e-5)
+    assert metrics.consistency_all_pairs(ideal) == pytest.approx(every, abs=1e-5)
+    assert metrics.consistency_vbench(ideal) == pytest.approx(vbench, abs=1e-5)
 
 
 def test_frames_are_looked_at_once_and_few_are_remembered(judge, cases):
@@ -346,18 +350,185 @@ def test_a_case_is_checked_when_it_is_made(cases, parts, words):
 
 def test_metrics_refuse_what_they_cannot_compare(cases, judge):
     clip, other = cases[0].source, Scene().render(FRAMES, 32)
-    for metric in (masked_psnr, metrics.ssim):
+    for compare in (masked_psnr, lambda source, edited: metrics.ssim(Evidence(Case("a", source, "b"), edited))):
         with pytest.raises(ClipError, match="one length and one size"):
-            metric(clip, other)
+            compare(clip, other)
+    with pytest.raises(ClipError, match="give larger frames"):
+        metrics.ssim(Evidence(Case("a", Clip(clip.frames[:, :10, :10]), "b"), clip.frames[:, :10, :10]))
     with pytest.raises(ValueError, match="not one pixel"):
         masked_psnr(clip, clip, np.zeros(clip.frames.shape[:3], bool))
     with pytest.raises(ValueError, match="say what the picture shows"):
-        metrics.clip_score(clip, " ", judge)
+        judge.sentences([" "])
     with pytest.raises(ValueError, match="no direction"):
-        metrics.directional_similarity(clip, clip, "a gold star", "a gold star", judge)
+        metrics.directional_similarity(Evidence(Case("a", clip, "a gold star", "a gold star"), clip, judge=judge))
 
 
 def test_frames_add_up_to_the_share_of_right_materials(cases, judge):
-    wanted = cases[0].scene
     mixed = np.concatenate([cases[0].ideal.frames[:2], cases[0].source.frames[2:]])
-    assert metrics.material_accuracy(mixed, wanted, judge) == pytest.approx(2 / FRAMES)
+    assert metrics.material_accuracy(Evidence(cases[0], mixed, judge=judge)) == pytest.approx(2 / FRAMES)
+
+
+# A metric of somebody else
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    "What a test registers is forgotten after it."
+    known = dict(METRICS)
+    monkeypatch.setattr(METRICS, "_metrics", dict(known))
+    return METRICS
+
+
+def brightness(evidence):
+    "Mean of all values, for each frame."
+    return evidence.edited.frames.mean((1, 2, 3))
+
+
+def test_a_metric_of_this_file_is_in_the_report_with_its_title_and_direction(cases, registry, tmp_path):
+    metric("brightness of 255", better="lower", digits=1)(brightness)
+    clips = dict(dark=[dimmed(case.source, 0.5) for case in cases], light=[case.source for case in cases])
+    report = evaluate(clips, cases, metrics=["brightness", "ssim"])
+    expected = np.mean([case.source.frames.mean() for case in cases])
+    assert report.summary("brightness")["light"].value == pytest.approx(expected)
+    assert len(report.values("brightness", "light")[cases[0].name].per_frame) == FRAMES
+    light = report.summary("brightness")["light"]
+    cell = f"{light.value:.1f} [{light.low:.1f}, {light.high:.1f}]"
+    assert "brightness of 255 ↓" in report.markdown() and cell in report.markdown()
+    assert "brightness of 255 ↓" in report._repr_html_() and "brightness of 255 ↓" in report_page(report)
+    assert report.figure(["brightness"]).axes[0].get_xlabel() == "brightness of 255 ←"
+    again = Report.from_json(report.to_json(tmp_path / "cards.json"))
+    assert again.summary("brightness") == report.summary("brightness")
+    assert "brightness" in evaluate(clips, cases, judge="toy").metrics  # all that the cases allow
+
+
+def test_what_a_metric_needs_is_asked_of_the_case_and_made_once(cases, registry, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(clip, *rest):
+        calls.append(clip)
+        return estimate_flow(clip, *rest)
+
+    monkeypatch.setattr(metrics, "estimate_flow", counted)
+    metric("pixels in the mask", needs=("mask",), name="in_mask")(lambda evidence: evidence.mask.sum())
+    metric("speed", needs=("flow",), name="speed")(lambda evidence: np.abs(evidence.flow.forward_flow).mean())
+    metric("a secret", needs=("scene", "ideal"), name="secret")(lambda evidence: float(evidence.scene.radius))
+    bare = Case("bare", cases[0].source, "a gold star")
+    clips = dict(one=[bare.source, cases[1].source], other=[bare.source, cases[1].source])
+    names = ["in_mask", "speed", "secret"]
+    report = evaluate(clips, [bare, cases[1]], metrics=names, store=Store(tmp_path))
+    assert report.values("in_mask", "one") == {cases[1].name: cases[1].mask.sum()}
+    assert report.values("secret", "other") == {cases[1].name: cases[1].scene.radius}
+    assert set(report.values("speed", "one")) == {"bare", cases[1].name} and len(calls) == 1  # the other's flow is known
+    assert sorted(report.errors)[:2] == [
+        "one, bare: in_mask: needs mask: Case(..., mask=...)",
+        "one, bare: secret: needs scene and ideal: Case(..., scene=...)",
+    ]
+    remedied = replace(bare, mask=cases[0].mask)
+    assert evaluate(bare.source, remedied, metrics=["in_mask"]).values("in_mask", "edited") == {"bare": cases[0].mask.sum()}
+
+
+def test_a_metric_that_needs_no_clip_model_loads_none(cases, registry, monkeypatch):
+    monkeypatch.setattr(ClipJudge, "load", lambda *_: pytest.fail("a CLIP model was loaded"))
+    metric("brightness")(brightness)
+    assert evaluate(cases[0].source, cases[0], metrics=["brightness"]).metrics == ["brightness"]
+
+
+def broken(evidence):
+    raise KeyError("depth")
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (broken, "KeyError: 'depth'"),
+        (lambda evidence: "bright", "odd returned 'bright': return a number, one for each frame, or a Measure"),
+        (lambda evidence: None, "odd returned None"),
+        (lambda evidence: [], "return a number"),
+        (lambda evidence: evidence.edited.frames, "return a number"),
+    ],
+)
+def test_a_metric_that_fails_costs_no_other_its_number(cases, registry, function, words):
+    metric("odd", name="odd")(function)
+    report = evaluate(cases[0].ideal, cases[0], metrics=["odd", "ssim"])
+    assert report.metrics == ["ssim"] and len(report.errors) == 1 and words in report.errors[0]
+    metric("odd", name="odd", better="")(function)  # the same function may be defined anew
+    with pytest.raises(ValueError, match="nothing could be measured"):
+        evaluate(cases[0].ideal, cases[0], metrics=["odd"])
+
+
+@pytest.mark.parametrize(
+    ("register", "words"),
+    [
+        (lambda: metric("brighter", name="ssim")(brightness), "metric 'ssim' is there already, tokenflow_nb.metrics.ssim: choose another name"),
+        (lambda: metric("two")(lambda edited, source: 0), "give a function of one Evidence"),
+        (lambda: metric("none", name="none")(lambda: 0), "give a function of one Evidence"),
+        (lambda: metric("no function")("brightness"), "give a function of one Evidence"),
+        (lambda: metric("nameless")(lambda evidence: 0), "name='<lambda>': give a name of letters"),
+        (lambda: metric("a comma", name="a,b")(brightness), "give a name of letters"),
+        (lambda: metric(brightness), "give a heading, @metric"),
+        (lambda: metric(" "), "give a heading, @metric"),
+        (lambda: metric("up", better="up"), "better='up' is unknown: Valid: higher, lower"),
+        (lambda: metric("deep", needs=("depth",)), "needs='depth' is unknown: Valid: flow, judge, mask"),
+        (lambda: metric("deep", needs=5), "needs=5"),
+        (lambda: metric("large", scale=0), "scale=0"),
+        (lambda: metric("exact", digits=-1), "digits=-1"),
+    ],
+)
+def test_a_metric_of_another_shape_is_refused_in_one_line(registry, register, words):
+    before = dict(METRICS)
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        register()
+    assert "\n" not in str(caught.value) and dict(METRICS) == before
+
+
+MODULE = '''
+from tokenflow_nb.metrics import metric
+
+@metric("blueness of all", better="lower", digits=3)
+def blueness(evidence):
+    return evidence.edited.frames[..., 2].mean() / 255
+'''
+@pytest.fixture
+def fresh(tmp_path, registry, monkeypatch):
+    "Puts a package with some entry points on the path, as pip would install it, before METRICS is first read."
+
+    def install(points):
+        (tmp_path / "blue_metrics.py").write_text(MODULE)
+        (tmp_path / "broken_metrics.py").write_text("def plain(evidence): return 0\n")
+        info = tmp_path / "blue_metrics-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: blue-metrics\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[tokenflow_nb.metrics]\n" + "\n".join(points) + "\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(METRICS, "_complete", False)
+
+    yield install
+    for name in ("blue_metrics", "broken_metrics"):
+        sys.modules.pop(name, None)
+
+
+def test_a_metric_of_an_installed_package_is_on_the_command_line(tmp_path, fresh, monkeypatch, capsys):
+    fresh(["blueness = blue_metrics:blueness"])
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", "--list"]) == 0
+    assert re.search(r"^  blueness +blueness of all, lower is better$", capsys.readouterr().out, re.M)
+    argv = ["evaluate", "--suite", "toy", "--scenes", "1", "--prompts", "1", "--frames", "2", "--steps", "2", "--quiet"]
+    argv += ["--methods", "vae", "--processes", "1", "--out", "report"]
+    assert cli.main([*argv, "--metrics", "blueness,ssim"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^\| method \| blueness of all ↓ \| SSIM to the source ↑ \|$", said, re.M)
+    [value] = re.findall(r"^\| vae \| (0\.\d{3}) \|", said, re.M)
+    with open(tmp_path / "report" / "report.csv", newline="") as file:
+        [row] = csv.DictReader(file)
+    assert f"{float(row['blueness']):.3f}" == value and "blueness of all ↓" in (tmp_path / "report" / "report.html").read_text()
+    assert cli.main([*argv, "--metrics", "bluenes"]) == 2 and "'bluenes' is unknown" in capsys.readouterr().err
+
+
+def test_a_package_whose_metric_is_broken_costs_no_other_metric(fresh):
+    points = ["none = broken_metrics:nothing", "plain = broken_metrics:plain", "away = no_such_module:metric"]
+    fresh([*points, "all = blue_metrics"])
+    with pytest.warns(UserWarning) as told:
+        assert METRICS["blueness"].title == "blueness of all" and "ssim" in METRICS
+    texts = [str(each.message) for each in told]
+    assert len(texts) == 3 and all("is left out: " in said and "\n" not in said for said in texts)
+    assert "'plain' of broken_metrics:plain is left out: ValueError: it is no metric: put @metric(...)" in texts[1]

@@ -58,7 +58,7 @@ def test_the_wheel_has_the_toy_model_the_scripts_and_is_small(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     for part in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model", "clip_model/model"):
         assert f"tokenflow_nb/toy/weights/{part}.safetensors" in held
-    data = [path for folder in ("static", "toy/weights") for path in (ROOT / "tokenflow_nb" / folder).rglob("*") if path.is_file()]
+    data = [path for folder in ("static", "templates", "toy/weights") for path in (ROOT / "tokenflow_nb" / folder).rglob("*") if path.is_file()]
     assert {path.relative_to(ROOT).as_posix() for path in data} <= held
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "tokenflow_nb").rglob("*.py")} <= held
     assert "tokenflow_nb/pairs.yaml" in held

@@ -16,8 +16,10 @@ import pytest
 from tokenflow_nb import suite
 from tokenflow_nb.baselines import METHODS
 from tokenflow_nb.clip import Clip
+from tokenflow_nb.metrics import METRICS, Case, metric
+from tokenflow_nb.model import load_model
 from tokenflow_nb.page import report_page
-from tokenflow_nb.report import Case, Report
+from tokenflow_nb.report import Report
 from tokenflow_nb.suite import SuiteError, run_suite, write_report
 from tokenflow_nb.toy.world import Scene
 
@@ -255,17 +257,28 @@ def test_a_judge_that_cannot_be_loaded_is_told_before_the_work(cases, tmp_path):
 # Two processes
 
 
-def test_two_processes_give_the_figures_of_one(tmp_path):
+def redness(evidence):
+    return evidence.edited.frames[..., 0].mean((1, 2)) / 255
+
+
+def test_two_processes_give_the_figures_of_one(tmp_path, monkeypatch):
+    "Also by a metric of this file, which the other processes do not know by themselves."
+    monkeypatch.setattr(METRICS, "_metrics", dict(METRICS))
+    metric("red %", better="higher", scale=100, digits=1)(redness)
     cases, methods = make_cases(3), dict(keep=keep, darken=darken)
-    options = FEW | dict(metrics=["warp_error", "ssim", "clip_gain"])
+    options = FEW | dict(metrics=["warp_error", "ssim", "clip_gain", "redness"])
     one = run_suite(cases, methods, tmp_path / "one", **options)
     two = run_suite(cases, methods, tmp_path / "two", **options, processes=2)
     assert [(row.method, row.case) for row in one.rows] == [(row.method, row.case) for row in two.rows]
     for first, second in zip(one.rows, two.rows):
-        for name in ("warp_error", "ssim"):
+        for name in ("warp_error", "ssim", "redness"):
             assert float(first.measures[name]) == float(second.measures[name])
         # sums over threads round differently
         assert float(first.measures["clip_gain"]) == pytest.approx(float(second.measures["clip_gain"]), abs=1e-5)
+    red = two.values("redness", "keep")[cases[0].name]
+    assert len(red.per_frame) == 3 and red == pytest.approx(cases[0].source.frames[..., 0].mean() / 255)
+    page, table, _ = write_report(two, tmp_path / "two")
+    assert "red % ↑" in page.read_text() and "redness" in table.read_text().splitlines()[0].split(",")
 
 
 def test_a_process_that_dies_is_told_and_the_rest_goes_on_later(cases, tmp_path):
@@ -274,6 +287,19 @@ def test_a_process_that_dies_is_told_and_the_rest_goes_on_later(cases, tmp_path)
     kept, darkened = Counted(), Counted(darken)
     report = run_suite(cases, dict(keep=kept, darken=darkened), tmp_path, **FEW)
     assert len(kept.seen) < 2 and len(darkened.seen) == 2 and not report.errors
+
+
+def test_what_other_processes_cannot_import_is_refused_with_a_remedy(cases, tmp_path, monkeypatch):
+    monkeypatch.setattr(METRICS, "_metrics", dict(METRICS))
+    metric("zero", name="zero")(lambda evidence: 0)
+    few, methods = FEW | dict(metrics=["zero"]), dict(keep=keep)
+    with pytest.raises(SuiteError, match=r"metric 'zero' cannot be sent to another process .*use processes=1"):
+        run_suite(cases, methods, tmp_path, **few, processes=2)
+    assert run_suite(cases, methods, tmp_path, **few, processes=1).summary("zero")["keep"].value == 0
+    model = load_model("toy", device="cpu")
+    with pytest.raises(SuiteError, match="is loaded in this process: give its name or folder, or processes=1"):
+        run_suite(cases, methods, tmp_path / "loaded", **FEW, model=model, processes=2)
+    assert run_suite(cases[:1], methods, tmp_path / "loaded", **FEW, model=model, processes=1).rows[0].measures
 
 
 # What it says

@@ -476,25 +476,24 @@ def _run_evaluate(args: argparse.Namespace) -> None:
     if args.suite is None:
         raise ValueError(f"--suite is needed: {' or '.join(_SUITES)}; --list shows methods and metrics")
     folder = writable_folder("--out", args.out)
-    from tokenflow_nb.report import METRICS
+    from tokenflow_nb.metrics import METRICS
     from tokenflow_nb.suite import run_suite, write_report
 
     if unknown := [name for name in args.metrics or [] if name not in METRICS]:
         raise ValueError(f"--metrics: {unknown[0]!r} is unknown; there are {', '.join(METRICS)}")
     methods, defaults = _chosen(args), _SUITES[args.suite]
-    settings = {name: defaults[name] if getattr(args, name) is None else getattr(args, name) for name in ("model", "num_inference_steps", "keyframe_interval")} | _given(args, ("guidance_scale",))
+    names = ("model", "num_inference_steps", "keyframe_interval")
+    settings = {name: defaults[name] for name in names} | _given(args, (*names, "guidance_scale"))
     args.kept = f"What is finished is kept in {folder}: the same command goes on from there."
-    report = run_suite(
-        _cases(args), methods, folder, metrics=args.metrics, judge=args.judge, processes=_processes(args), progress=not args.quiet, **settings
-    )
+    how = dict(metrics=args.metrics, judge=args.judge, processes=_processes(args), progress=not args.quiet)
+    report = run_suite(_cases(args), methods, folder, **how, **settings)
     _print_files(folder, [path.name for path in write_report(report, folder)])
-    _print_summary(report)
+    _print_summary(report, args.metrics or ("warp_error", "clip_gain", "material_accuracy"))
 
 
-def _print_summary(report: "Report") -> None:
-    "A line for each method, and how many warnings and errors the page tells."
-    leading = [name for name in ("warp_error", "clip_gain", "material_accuracy") if name in report.metrics]
-    print(report.markdown(leading or report.metrics[:1]))
+def _print_summary(report: "Report", leading: Sequence[str]) -> None:
+    "A line for each method with the leading metrics, and how many warnings and errors are on the page."
+    print(report.markdown([name for name in leading if name in report.metrics] or report.metrics[:1]))
     for kind, found in (("warning", report.warnings), ("error", report.errors)):
         if found:
             print(f"{len(found)} {kind}{'s' * (len(found) != 1)}, such as: {found[0]}")
@@ -503,7 +502,7 @@ def _print_summary(report: "Report") -> None:
 def _list_evaluate() -> None:
     "`tokenflow_nb evaluate --list`"
     from tokenflow_nb.baselines import METHODS
-    from tokenflow_nb.report import METRICS
+    from tokenflow_nb.metrics import METRICS
 
     print("methods")
     for name, entry in METHODS.items():
@@ -520,36 +519,42 @@ _EVALUATE_EPILOG = """examples:
   tokenflow_nb evaluate --suite davis --davis-folder DAVIS --resolution 512x512 --methods vae,per_frame,tokenflow
   tokenflow_nb evaluate --suite toy --external gen1=clips/gen1                                   clips of another program
 
-The methods vae and plug_and_play (or per_frame, without it) are the anchors: with both, the table says how much of the consistency a method recovers.
-Stopped or failed, the same command goes on where it was. Other settings need another --out."""
+The methods vae and plug_and_play (or per_frame, without it) are the anchors: with both, the table says how much of the
+consistency a method recovers. After a stop or a failure the same command continues. Other settings need another --out."""
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     "The options of `tokenflow_nb evaluate`."
-    parser = _command(
-        commands, "evaluate", _run_evaluate, "compare methods over many clips: a page of figures and films, a table, the settings", _EVALUATE_EPILOG
-    )
-    _option(parser, "--suite", "toy: a small world whose ideal edits are known, no download; davis: real clips", choices=tuple(_SUITES))
+    summary = "compare methods over many clips: a page of figures and films, a table, the settings"
+    parser = _command(commands, "evaluate", _run_evaluate, summary, _EVALUATE_EPILOG)
+    suites = "toy: a small world whose ideal edits are known, no download; davis: real clips"
+    _option(parser, "--suite", suites, choices=tuple(_SUITES))
     _option(parser, "--methods", "names with commas between them (default: all of --list)", type=_names, metavar="A,B")
     _option(parser, "--metrics", "names with commas between them (default: all that a clip allows)", type=_names, metavar="A,B")
-    _option(parser, "--external", "finished clips of another program; may be given more than once", type=_external, action="append", metavar="NAME=FOLDER")
+    external = dict(type=_external, action="append", metavar="NAME=FOLDER")
+    _option(parser, "--external", "finished clips of another program; may be given more than once", **external)
     _option(parser, "--out", "folder for report.html, report.csv, cards.json and the clips", default="report", metavar="DIR")
     _option(parser, "--list", "list methods and metrics, and do nothing", action="store_true")
     _option(parser, "--quiet", "no progress bars", action="store_true")
     which = parser.add_argument_group("which clips")
     _option(which, "--frames", "frames of a clip (default: 12 of toy, at most 200 of davis)", type=int, metavar="N")
-    _option(which, "--scenes", "toy: so many scenes", type=int, default=12, metavar="N")
-    _option(which, "--prompts", "toy: so many edits of each scene", type=int, default=2, metavar="N")
+    _option(which, "--scenes", "toy: number of scenes", type=int, default=12, metavar="N")
+    _option(which, "--prompts", "toy: number of edits of each scene", type=int, default=2, metavar="N")
     _option(which, "--davis-folder", "davis: the folder of DAVIS 2017, with JPEGImages in it", metavar="DIR")
     _option(which, "--split", "davis: val or train", default="val", metavar="NAME")
-    _option(which, "--resolution", "davis: height x width of the frames (default: 384x672)", type=parse_size, metavar="SIZE")
+    resolution = "davis: height x width of the frames (default: 384x672)"
+    _option(which, "--resolution", resolution, type=parse_size, metavar="SIZE")
     how = parser.add_argument_group("how they are edited and judged")
-    _option(how, "--model", "a name that `tokenflow_nb models` lists, a folder, or a hub id (default: toy for toy, sd1.5 for davis)", metavar="NAME")
-    _option(how, "--steps", "denoising steps (default: 15 for toy, 25 for davis)", dest="num_inference_steps", type=int, metavar="N")
-    _option(how, "--guidance-scale", "how strictly the prompt is followed (default: the model's own)", type=float, metavar="G")
-    _option(how, "--keyframe-interval", "one keyframe in so many frames (default: 8)", type=int, metavar="N")
-    _option(how, "--judge", "toy, or a CLIP checkpoint: folder or hub id (default: toy for toy, ViT-L/14 for davis)", metavar="NAME")
-    _option(how, "--processes", "work on so many clips at once (default: 1 with a GPU, 2 without)", type=int, metavar="N")
+    model = "a name that `tokenflow_nb models` lists, a folder, or a hub id (default: toy for toy, sd1.5 for davis)"
+    _option(how, "--model", model, metavar="NAME")
+    steps = dict(dest="num_inference_steps", type=int, metavar="N")
+    _option(how, "--steps", "denoising steps (default: 15 for toy, 25 for davis)", **steps)
+    guidance = "how strictly the prompt is followed (default: the model's own)"
+    _option(how, "--guidance-scale", guidance, type=float, metavar="G")
+    _option(how, "--keyframe-interval", "frames from one keyframe to the next (default: 8)", type=int, metavar="N")
+    judge = "toy, or a CLIP checkpoint: folder or hub id (default: toy for toy, ViT-L/14 for davis)"
+    _option(how, "--judge", judge, metavar="NAME")
+    _option(how, "--processes", "clips in work at once (default: 1 with a GPU, 2 without)", type=int, metavar="N")
 
 # %% ../nbs/13_cli.ipynb #b3a1c0df
 def _numbers(text: str) -> list[int]:

@@ -31,7 +31,7 @@ from ..edit import edit_video, file_of, known_device, known_options
 from ..editors import identity
 from ..files import checked_path, film_and_record, writable_target, write_json
 from ..model import MODELS, Model, shared_model
-from ..planner import in_time
+from ..forecast.plan import in_time
 from .workers import LocalExecutor, RayExecutor, WorkerLost
 from ..store import Store, digest
 from ..video.paths import local_path
