@@ -17,7 +17,7 @@ from tokenflow_nb.baselines.tune_a_video import TuneAVideo
 from tokenflow_nb.bench import bench
 from tokenflow_nb.data import davis, load_pairs, toy_benchmark
 from tokenflow_nb.edit import Edit, EditConfig, edit_video, known_device
-from tokenflow_nb.config import Execution
+from tokenflow_nb.config import Execution, Reading
 from tokenflow_nb.editors import Editor, PlugAndPlay, SDEdit, make_editor
 from tokenflow_nb.keyframes import intervals, joint_groups, keyframe_table
 from tokenflow_nb.metrics import Measure
@@ -27,6 +27,7 @@ from tokenflow_nb.report import Case, Report, Row, bootstrap_interval, evaluate
 from tokenflow_nb.scale.jobs import EditJob, edit_many
 from tokenflow_nb.scale.shard import cut_shards, edit_sharded
 from tokenflow_nb.scale.workers import LocalExecutor
+from tokenflow_nb.settings import check_of
 from tokenflow_nb.store import digest
 from tokenflow_nb.suite import run_suite
 from tokenflow_nb.toy.world import Scene
@@ -65,13 +66,12 @@ def test_no_field_takes_what_it_cannot_use(name, wrong):
     refused(name, wrong)
 
 
-def test_a_field_that_no_check_knows_fails_at_once():
-    @dataclass(frozen=True)
-    class Longer(EditConfig):
-        surprise: int = 0
-
-    with pytest.raises(KeyError, match="surprise"):
-        Longer("a gold star")
+@pytest.mark.parametrize("kind, each", [(kind, each) for kind in (EditConfig, Execution, Reading, PlugAndPlay, SDEdit) for each in fields(kind)],
+                         ids=lambda it: getattr(it, "name", None) or it.__name__)
+def test_every_setting_has_a_check(kind, each):
+    with pytest.raises(ValueError, match=f"^{each.name}="):
+        check_of(each)(each.name, object())
+    assert each.metadata["help"]
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -68,6 +68,8 @@ class EditConfig:
         of_editor = {name: options.pop(name) for name in list(options) if name not in values}
         for name in of_editor:
             choice("option", name, option_names())
+        if "method" in of_editor:
+            choice("method", of_editor["method"], editors())
         for name, value in (values | options).items():
             object.__setattr__(self, name, value)
         check_settings(self)
