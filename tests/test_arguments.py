@@ -239,9 +239,9 @@ def test_a_job_checks_all_its_options_when_it_is_made(clip, tmp_path, options, w
 
 
 def test_a_job_may_ask_for_a_device_of_another_machine(clip, tmp_path):
-    job = EditJob(clip, "a star", tmp_path / "out", device="cuda:3", seed=np.int64(5), size=[64, np.int64(64)])
+    job = EditJob(clip, "a star", out=tmp_path / "out", device="cuda:3", seed=np.int64(5), size=[64, np.int64(64)])
     assert (job.config.seed, job.device, job.reading.size) == (5, "cuda:3", (64, 64)) and type(job.config.seed) is int
-    assert job.digest == EditJob(clip, "a star", tmp_path / "out", device="cuda:3", seed=5, size=(64, 64)).digest
+    assert job.digest == EditJob(clip, "a star", out=tmp_path / "out", device="cuda:3", seed=5, size=(64, 64)).digest
 
 
 def test_compare_refuses_before_it_loads_a_model(clip, monkeypatch):
