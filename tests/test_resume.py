@@ -212,13 +212,16 @@ def test_run_kept_goes_on_from_the_last_checkpoint_only(model, clip, tmp_path, m
     clock = iter(range(0, 10**6, 3))
     monkeypatch.setattr(room.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 5.0)
+    put, puts = store_room.Draft.put, []
+    monkeypatch.setattr(store_room.Draft, "put", lambda self, name, tensors: (puts.append(name), put(self, name, tensors))[1])
     stop_at(monkeypatch, 3, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         run_kept(Edit(model, trajectory, config, clip, keep_history=False), store)
     (draft,) = tmp_path.glob(".draft-edit-*")
-    assert sorted(path.name for path in draft.iterdir()) == ["journal.jsonl", "step-0002.safetensors"]
+    assert sorted(path.name for path in draft.iterdir()) == ["journal.jsonl", "step-0003.safetensors"]
+    assert puts == ["step-0002", "step-0003"]  # by the clock, and by the interrupt
     edit = Edit(model, trajectory, config, clip, keep_history=False)
-    assert run_kept(edit, store) == 2 and torch.equal(edit.latents, Edit(model, trajectory, config, clip).run().latents)
+    assert run_kept(edit, store) == 3 and torch.equal(edit.latents, Edit(model, trajectory, config, clip).run().latents)
 
 
 # ---- two containers, and threads, on one cache

@@ -108,6 +108,25 @@ def _option(
     group.add_argument(flag, help=f"{text} (default: %(default)s)" if shown else text, **settings)
 
 # %% ../nbs/13_cli.ipynb #c556d274
+class _Setting(argparse.Action):
+    "Puts the value of an option into the dictionary of settings that were given."
+
+    def __call__(self, parser, args, values, option_string=None):
+        args.settings = {**args.settings, self.dest: self.const if self.nargs == 0 else values}
+
+
+def _setting(group: argparse._ActionsContainer, name: str, kind: Callable | None, text: str, flag: str = "", **how: object) -> None:
+    "An option for one setting."
+    if how.pop("action", None):
+        how["nargs"] = 0
+    elif kind:
+        how |= dict(type=kind, metavar=how.get("metavar") or (None if "choices" in how else "N" if kind in (int, float) else "TEXT"))
+    group.add_argument(flag or f"--{_FLAGS.get(name, name).replace('_', '-')}", dest=name, action=_Setting, help=text.replace("%", "%%"), **how)
+
+
+_FLAGS = dict(num_inference_steps="steps")  # shorter on the command line
+
+
 def _add_source(
     parser: argparse.ArgumentParser,
 ) -> None:
@@ -293,25 +312,6 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("how it is run")
     _setting_options(run, Execution, leave_out=("store", "resume", "keep"))
     _setting(run, "resume", None, "begin anew, not where the same edit was interrupted", "--anew", action="store_const", const=False)
-
-
-class _Setting(argparse.Action):
-    "Puts the value of an option into the dictionary of settings that were given."
-
-    def __call__(self, parser, args, values, option_string=None):
-        args.settings = {**args.settings, self.dest: self.const if self.nargs == 0 else values}
-
-
-def _setting(group: argparse._ActionsContainer, name: str, kind: Callable | None, text: str, flag: str = "", **how: object) -> None:
-    "An option for one setting."
-    if how.pop("action", None):
-        how["nargs"] = 0
-    elif kind:
-        how |= dict(type=kind, metavar=how.get("metavar") or (None if "choices" in how else "N" if kind in (int, float) else "TEXT"))
-    group.add_argument(flag or f"--{_FLAGS.get(name, name).replace('_', '-')}", dest=name, action=_Setting, help=text.replace("%", "%%"), **how)
-
-
-_FLAGS = dict(num_inference_steps="steps")  # shorter on the command line
 
 
 def _setting_options(group: argparse._ActionsContainer, kind: type, leave_out: Collection[str] = ()) -> set[str]:

@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
@@ -317,7 +317,11 @@ class _Checkpoints:
 
     def __call__(self, edit: Edit):
         if edit.done or time.monotonic() - self.last >= CHECKPOINT_SECONDS:
-            name = f"step-{edit.index:04d}"
+            self.put(edit)
+
+    def put(self, edit: Edit):
+        name = f"step-{edit.index:04d}"
+        if edit.index > edit.first and name not in self.names:
             self.draft.put(name, {"latents": edit.latents})
             self._drop(self.names)
             self.names, self.last = [name], time.monotonic()
@@ -344,7 +348,12 @@ def kept_steps(
             checkpoints = _Checkpoints(draft)
             checkpoints.restore(edit)
             begun = edit.index
-            yield from _taken(edit, checkpoints)
+            try:
+                yield from _taken(edit, checkpoints)
+            except BaseException:  # interrupted, or closed by a panel: the steps that were taken are kept
+                with suppress(Exception):
+                    checkpoints.put(edit)
+                raise
             edit.model.check_unchanged(fingerprint, draft)
             return begun
     edit.latents, edit.index = store.made(key).tensor(f"step-{len(edit.timesteps):04d}", "latents"), len(edit.timesteps)
