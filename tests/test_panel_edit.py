@@ -8,10 +8,12 @@ import pytest
 from tokenflow_nb import source
 from tokenflow_nb.forecast import measure
 from tokenflow_nb.clip import read_clip, write_clip
-from tokenflow_nb.edit import Edit, edit_video
+from tokenflow_nb.config import Execution
+from tokenflow_nb.edit import Edit, edit_video, starting
 from tokenflow_nb.panels import EditPanel
 from tokenflow_nb.panels.base import Worker
-from tokenflow_nb.panels.edit import TOY_SCENE, EditState, Run, Source, edit_code, keep_upload, open_source, toy_source, uploaded
+from tokenflow_nb.panels.edit import TOY_SCENE, EditState, Source, edit_code, keep_upload, open_source, toy_source, uploaded
+from tokenflow_nb.progress import drive
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 
@@ -113,13 +115,14 @@ def test_cancel_within_a_step_loses_nothing(make, expected, cancelling, count):
     assert same(state.rendered, expected)
 
 
-def test_a_change_of_the_prompt_keeps_a_cancelled_inversion(make, cancelling):
+def test_a_change_of_the_prompt_keeps_the_parts_of_a_cancelled_inversion(make, cancelling):
     state = make()
     begun = cancelling(state, 2)
     state.render()
     state.prompt = "a red star on grass"
     state.render()
-    assert begun[0] == 3 * STEPS and state.rendered.config.prompt == "a red star on grass"
+    # whole parts of the inversion are kept; of the part under way the two steps are taken again
+    assert begun[0] == 3 * STEPS + 2 and state.rendered.config.prompt == "a red star on grass"
 
 
 def test_a_change_of_the_prompt_keeps_a_cancelled_record(make, cancelling, monkeypatch):
@@ -190,9 +193,7 @@ def test_preview_is_what_a_stepper_previews(make, model, clip, tmp_path):
     state = make()
     state.preview(frames=2)
     state.render()
-    trajectory = Run(model, state.rendered.source, state.config(), state.store)
-    trajectory.go(threading.Event(), state.progress)
-    stepper = Edit(model, trajectory.trajectory, state.config(), state.rendered.source)
+    stepper = drive(starting(model, state.rendered.source, state.config(), Execution(store=state.store)))
     difference = np.abs(stepper.preview(2).frames.astype(int) - state.previewed.edited.frames)
     assert difference.max() <= 1  # they are inverted in blocks of other sizes, which rounds otherwise
 
@@ -410,7 +411,7 @@ def panel(clip, options, tmp_path):
 
 
 def test_widgets_and_state_follow_each_other(panel, model):
-    labels = {"Prompt": "prompt", "Negative prompt": "negative_prompt", "Features until": "pnp_f_t", "Steps": "num_inference_steps", "Seed": "seed"}
+    labels = {"Prompt": "prompt", "Negative prompt": "negative_prompt", "Features": "pnp_f_t", "Steps": "num_inference_steps", "Seed": "seed"}
     values = {"prompt": "a red star", "negative_prompt": "blue", "pnp_f_t": 0.25, "num_inference_steps": 7, "seed": 11}
     for label, name in labels.items():
         labelled(panel, label).value = values[name]
@@ -434,11 +435,11 @@ def test_the_outlook_is_shown(panel):
 
 
 def test_thresholds_are_those_of_the_method(panel):
-    labelled(panel, "Features until")
+    labelled(panel, "Features")
     labelled(panel, "Method").value = "sdedit"
     labelled(panel, "Strength")
     with pytest.raises(StopIteration):
-        labelled(panel, "Features until")
+        labelled(panel, "Features")
 
 
 def test_buttons_preview_render_and_show(panel, expected):
