@@ -56,14 +56,15 @@ class Preset:
 
     about: str
     settings: dict = field(default_factory=dict)  # of `EditConfig` and `Execution`
-    published: bool = False  # `EditConfig.published`, the film of the inversion, and everything written out
+    published: bool = False  # `EditConfig.published`, a reconstruction of the clip, and `WrittenOutAttention`
 
     def config(self, prompt: str, source_prompt: str = "", **changes) -> EditConfig:
-        make, (_, settings) = EditConfig.published if self.published else EditConfig, split_options(self.settings | changes, Execution)
+        make = EditConfig.published if self.published else EditConfig
+        _, settings = split_options(self.settings | changes, Execution)
         return make(prompt, source_prompt=source_prompt, **settings)
 
     def execution(self, store: Store | None = None, **changes) -> Execution:
-        "How it is run: nothing is kept but what the edit itself reads."
+        "How it is run. Only what the edit itself reads is stored."
         execution, _ = split_options(self.settings | changes, Execution)
         live = dict(source_branch="live") if self.published else {}
         return Execution(**live | execution | dict(keep=False, store=store))
@@ -73,7 +74,10 @@ PRESETS = dict(
     default=Preset("EditConfig as it is"),
     draft=Preset("a first look", dict(num_inference_steps=12)),
     fifty=Preset("as many steps as the authors' program has", dict(num_inference_steps=50)),
-    published=Preset("the authors' program: 500 steps up, 500 down for a film that nothing reads, everything written out", published=True),
+    published=Preset(
+        "the authors' program: 500 inversion steps, 500 for an unused reconstruction, unfused attention",
+        published=True,
+    ),
 )
 
 
@@ -88,41 +92,48 @@ class Subject:
 
     name: str
     model: Model
-    clip: Callable[[int], Clip]  # of so many frames
+    clip: Callable[[int], Clip]  # from the number of frames
     source_prompt: str
     prompt: str
-    case: EditCase | None = None  # what the ideal edit is; None: quality cannot be told
+    case: EditCase | None = None  # has the ideal edit; None: quality cannot be measured
 
 
 def toy_subjects(scenes: int, size: int = 128) -> list[Subject]:
     "Held-out scenes with another material."
     model = load_model("toy", device="cpu")
-    return [
-        Subject(f"{case.scene.caption} → {case.material}", model, partial(rendered, case.scene, (size, size)), case.scene.caption, case.ideal.caption, case)
-        for case in EditCase.drawn(scenes)
-    ]
+    subjects = []
+    for case in EditCase.drawn(scenes):
+        caption, clip = case.scene.caption, partial(rendered, case.scene, (size, size))
+        subjects.append(Subject(f"{caption} → {case.material}", model, clip, caption, case.ideal.caption, case))
+    return subjects
 
 
 def rendered(scene: Scene, size: tuple[int, int], frames: int) -> Clip:
-    "A scene as a clip that lies in a file when it is long, as one that was read does."
+    "A scene as a clip. A long one is stored in a file, like a clip that was read from a video."
     clip, (height, width) = scene.render(frames, max(size)), size
     return replace(clip, frames=gather_frames(frame[:height, :width] for frame in clip.frames))
 
 
 def sd_subjects(size: tuple[int, int] = (512, 512)) -> list[Subject]:
-    "A rendered scene at Stable Diffusion's size, and a model that paints noise."
-    scene = Scene("star", "blue", "grass")
-    return [Subject(f"random weights, {size[0]}×{size[1]}", random_model(), partial(rendered, scene, size), scene.caption, scene.replace(material="gold").caption)]
+    "A rendered scene at Stable Diffusion's size, and a model with random weights."
+    scene, name = Scene("star", "blue", "grass"), f"random weights, {size[0]}×{size[1]}"
+    prompt = scene.replace(material="gold").caption
+    return [Subject(name, random_model(), partial(rendered, scene, size), scene.caption, prompt)]
 
 
 def subjects_of(size: str, resolution: tuple[int, int] | None = None, scenes: int = 1) -> list[Subject]:
-    "The subjects of a size, toy or sd, of 128×128 or 512×512 pixels unless said. Raises `ValueError` for another."
+    """The subjects of a size: toy with 128×128 pixels, or sd with 512×512, unless `resolution` is given.
+
+    Raises `ValueError` for an unknown size or an unsuitable resolution.
+    """
     if size not in ("toy", "sd"):
         raise ValueError(f"size={shown(size)} is unknown: sizes are toy and sd")
     scenes = whole("scenes", scenes, 1)
-    height, width = frame_size("resolution", resolution, none="the size of the model") or ((128, 128) if size == "toy" else (512, 512))
+    usual = (128, 128) if size == "toy" else (512, 512)
+    height, width = frame_size("resolution", resolution, none="the size of the model") or usual
     if size == "toy" and height != width:
-        raise ValueError(f"resolution={(height, width)}: the toy world is square; give {height} for both sides, or size='sd'")
+        remedy = f"give {height} for both sides, or size='sd'"
+        raise ValueError(f"resolution={(height, width)}: the toy world is square; {remedy}")
     subjects = toy_subjects(scenes, height) if size == "toy" else sd_subjects((height, width))
     check_size(subjects[0].model, subjects[0].clip(1))
     return subjects
@@ -130,12 +141,12 @@ def subjects_of(size: str, resolution: tuple[int, int] | None = None, scenes: in
 # %% ../nbs/13_bench.ipynb #68577a00
 @dataclass(frozen=True)
 class Run:
-    "A job that was measured."
+    "The measurements of one job."
 
     frames: int
-    rows: int  # that the UNet evaluated
+    rows: int  # latents that the UNet evaluated
     seconds: dict[str, float]  # by stage
-    memory: float  # bytes above what was there before, at the peak
+    memory: float  # peak, in bytes above what was used before
     edited: Clip = field(repr=False, default=None)
     reconstruction: float = math.nan  # PSNR in dB of the inverted clip, denoised with the source prompt
 
@@ -144,7 +155,7 @@ class Run:
 
 @contextmanager
 def rows_counted(unet: torch.nn.Module) -> Iterator[list[int]]:
-    "A list of the batch sizes that the UNet sees."
+    "A list that gets the batch size of each call of the UNet."
     seen: list[int] = []
     with lock_of(unet):
         hook = unet.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
@@ -156,7 +167,7 @@ def rows_counted(unet: torch.nn.Module) -> Iterator[list[int]]:
 
 @contextmanager
 def channels_first(unet: torch.nn.Module) -> Iterator[None]:
-    "The weights laid out as they are saved, for the length of a `with` block: the published program knows no other way."
+    "Gives the weights the layout in which they are saved, within a block. The published program uses that one only."
     with lock_of(unet):
         unet.to(memory_format=torch.contiguous_format)
         try:
@@ -166,24 +177,25 @@ def channels_first(unet: torch.nn.Module) -> Iterator[None]:
 
 
 class Stopwatch:
-    "Seconds of stages that follow one another, and the peak of memory."
+    "Seconds of consecutive stages, and peak memory."
 
     def __init__(
         self,
         device: torch.device,
         clock: Callable[[], float] = time.perf_counter,
-        base: float | None = None,  # bytes from which memory counts; None: what is there now
+        base: float | None = None,  # bytes that are subtracted from the peak; None: what is used now
     ):
         self.memory, self.clock, self.seconds = PeakMemory(device), clock, {}
         self.base, self.last = self.memory.before if base is None else base, clock()
 
     def lap(self, stage: str) -> None:
-        "The time since the last lap was spent in this stage."
+        "Adds the time since the last lap to this stage."
         before, self.last = self.last, self.clock()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + self.last - before
 
     @property
     def highest(self) -> float:
+        "Peak memory in bytes above `base`."
         return self.memory.before + self.memory.bytes - self.base
 
 # %% ../nbs/13_bench.ipynb #5305d874
@@ -194,11 +206,12 @@ def run_job(
     clock: Callable[[], float] = time.perf_counter,
     progress: bool = False,
     gate: bool = False,  # measure the reconstruction, too
-    base: float | None = None,  # bytes from which memory counts; None: what is there when it begins
+    base: float | None = None,  # bytes that are subtracted from the peak; None: what is used at the start
     **changes,  # of the preset's settings
 ) -> Run:
-    "Edits a clip by a preset from beginning to end, and measures it."
-    model, clip, config = subject.model, subject.clip(frames), preset.config(subject.prompt, subject.source_prompt, **changes)
+    "Edits a clip by a preset, and measures the time and memory of all stages."
+    model, clip = subject.model, subject.clip(frames)
+    config = preset.config(subject.prompt, subject.source_prompt, **changes)
     films, begun = [], []
     layout = channels_first(model.unet) if preset.published else nullcontext()
     with tempfile.TemporaryDirectory() as folder, rows_counted(model.unet) as rows, layout:
@@ -216,15 +229,17 @@ def run_job(
         count = sum(rows)
         if gate and not films:
             films.append(reconstruct(model, begun[0].trajectory, block_size=execution.block_size))
-    return Run(frames, count, watch.seconds, watch.highest, edited, psnr(clip.frames, films[0].frames) if films else math.nan)
+    reconstruction = psnr(clip.frames, films[0].frames) if films else math.nan
+    return Run(frames, count, watch.seconds, watch.highest, edited, reconstruction)
 
 
-def _measured(walk: Generator[Stage, None, EditResult], watch: Stopwatch, progress: bool) -> Clip:
-    "Takes all steps, and the time of each stage; gives the edited clip."
+def _measured(work: Generator[Stage, None, EditResult], watch: Stopwatch, progress: bool) -> Clip:
+    "Runs all stages and measures the time of each. Gives the edited clip."
+
     def watched() -> Generator[Stage, None, EditResult]:
         while True:
             try:
-                stage = next(walk)
+                stage = next(work)
             except StopIteration as end:
                 return end.value
             watch.lap(stage.name)
@@ -237,9 +252,9 @@ def matrix_rate(
     device: torch.device,
     dtype: torch.dtype,
     clock: Callable[[], float] = time.perf_counter,
-    seconds: float = 1.0,  # to spend on it, about
+    seconds: float = 1.0,  # how long to measure, about
 ) -> float:
-    "Operations a second in products of large square matrices, the best of several."
+    "Operations per second in products of large square matrices: the best of several measurements."
     side, best = 8192 if device.type == "cuda" else 1024, 0.0
     first, second = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
     result, end = first @ second, clock() + seconds
@@ -253,8 +268,8 @@ def matrix_rate(
 
 
 def _counted(work: Callable[[], object]) -> float:
-    "Operations of some work; a multiplication and an addition are two."
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which PyTorch does not count by itself
+    "The number of operations of a call. A multiplication and an addition count as two."
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # PyTorch does not count this one by itself
     attention = {on_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
     with FlopCounterMode(display=False, custom_mapping=attention) as counter:
         work()
@@ -262,30 +277,31 @@ def _counted(work: Callable[[], object]) -> float:
 
 
 def operations(subject: Subject, preset: Preset, frames: int, **changes) -> float:
-    "Operations of a job by the default ways: what a preset asks for, not what it wastes."
+    "Operations of a preset's job if it is computed by our default processor, without the waste of the published one."
     config, model = preset.config(subject.prompt, subject.source_prompt, **changes), subject.model
     visited, _ = inversion_grid(model, config.num_inference_steps, config.inversion_steps)
-    rows = count_work(frames, config, execution=preset.execution(**changes), visited=len(visited)).total + (config.inversion_steps or 0) * frames * preset.published
+    rows = count_work(frames, config, execution=preset.execution(**changes), visited=len(visited)).total
+    rows += (config.inversion_steps or 0) * frames * preset.published  # the reconstruction
     pictures, embeds = subject.clip(1).frames, model.embed("")
     latents = model.encode(pictures)
-    calls = lambda: model.predict(latents, 1, embeds), lambda: model.encode(pictures), lambda: model.decode(latents)  # noqa: E731
-    row, encode, decode = map(_counted, calls)
+    row = _counted(lambda: model.predict(latents, 1, embeds))
+    encode, decode = _counted(lambda: model.encode(pictures)), _counted(lambda: model.decode(latents))
     return rows * row + frames * (encode + (1 + preset.published) * decode)
 
 # %% ../nbs/13_bench.ipynb #c26022ce
 @dataclass(frozen=True)
 class Line:
-    "A preset's row: means over the subjects."
+    "A preset's row in the table: means over the subjects."
 
     preset: str
     frames: int
-    evaluations: float  # a frame
-    seconds: dict[str, float]  # a frame, by stage
-    memory: float  # bytes above the loaded model, at the peak
-    floor: float  # share of the machine's rate that was reached
+    evaluations: float  # of the UNet, per frame
+    seconds: dict[str, float]  # per frame, by stage
+    memory: float  # peak, in bytes above the loaded model
+    floor: float  # share of the rate of `matrix_rate` that was reached
     quality: dict[str, float]  # reconstruction, warp, judged, gain, background
 
-    total = property(lambda self: sum(self.seconds.values()), doc="Seconds a frame.")
+    total = property(lambda self: sum(self.seconds.values()), doc="Seconds per frame.")
 
 
 @cache
@@ -306,12 +322,14 @@ def bench_preset(
     preset, runs, quality = find_preset(name), [], []
     for subject in subjects:
         run = run_job(subject, preset, frames, clock, progress, gate=subject.case is not None, **changes)
-        quality.append(dict(reconstruction=run.reconstruction) | (judge_edit(_judge(), subject.case, subject.clip(frames), run.edited) if subject.case else {}))
+        judged = judge_edit(_judge(), subject.case, subject.clip(frames), run.edited) if subject.case else {}
+        quality.append(dict(reconstruction=run.reconstruction) | judged)
         runs.append(run)
     seconds = {stage: float(np.mean([run.seconds[stage] for run in runs])) / frames for stage in runs[0].seconds}
     floor = operations(subjects[0], preset, frames, **changes) / rate / (frames * sum(seconds.values()))
     means = {figure: float(np.mean([found[figure] for found in quality])) for figure in quality[0]}
-    return Line(name, frames, float(np.mean([run.rows for run in runs])) / frames, seconds, max(run.memory for run in runs), floor, means)
+    evaluations = float(np.mean([run.rows for run in runs])) / frames
+    return Line(name, frames, evaluations, seconds, max(run.memory for run in runs), floor, means)
 
 # %% ../nbs/13_bench.ipynb #df2d6e68
 STAGES = ("invert", "film", "record", "edit", "decode")
@@ -328,69 +346,94 @@ def table(lines: Sequence[Line]) -> str:
     "Markdown: a row for each preset."
     stages = [stage for stage in STAGES if any(stage in line.seconds for line in lines)]
     figures = [figure for figure in _QUALITY if any(finite(line.quality.get(figure)) is not None for line in lines)]
-    head = ["preset", "frames", "evaluations a frame", *(f"{stage}, s a frame" for stage in stages), "s a frame", "peak memory", "of the floor"]
-    rows = [[*head, *(_QUALITY[figure][0] for figure in figures)]]
-    rows.append(["---"] * len(rows[0]))
+    head = ["preset", "frames", "evaluations a frame", *(f"{stage}, s a frame" for stage in stages), "s a frame"]
+    head += ["peak memory", "of the floor", *(_QUALITY[figure][0] for figure in figures)]
+    rows = [head, ["---"] * len(head)]
     for line in lines:
-        times = [f"{line.seconds[stage]:.3f}" if stage in line.seconds else "–" for stage in stages]
-        numbers = [line.preset, str(line.frames), f"{line.evaluations:.1f}", *times, f"{line.total:.3f}", in_bytes(line.memory), f"{line.floor:.0%}"]
-        known = [finite(line.quality.get(figure), 6) for figure in figures]
-        rows.append([*numbers, *("–" if value is None else _QUALITY[figure][1].format(value) for figure, value in zip(figures, known))])
+        row = [line.preset, str(line.frames), f"{line.evaluations:.1f}"]
+        row += [f"{line.seconds[stage]:.3f}" if stage in line.seconds else "–" for stage in stages]
+        row += [f"{line.total:.3f}", in_bytes(line.memory), f"{line.floor:.0%}"]
+        for figure in figures:
+            value = finite(line.quality.get(figure), 6)
+            row.append("–" if value is None else _QUALITY[figure][1].format(value))
+        rows.append(row)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def flat(line: Line) -> dict[str, float | str]:
     "A row for a CSV file."
     return dict(
-        preset=line.preset, frames=line.frames, evaluations_a_frame=line.evaluations, seconds_a_frame=line.total, memory=line.memory, floor=line.floor,
-        **{f"{stage}_seconds_a_frame": line.seconds.get(stage, 0.0) for stage in STAGES}, **{figure: finite(value, 6) for figure, value in line.quality.items()},
+        preset=line.preset,
+        frames=line.frames,
+        evaluations_a_frame=line.evaluations,
+        seconds_a_frame=line.total,
+        memory=line.memory,
+        floor=line.floor,
+        **{f"{stage}_seconds_a_frame": line.seconds.get(stage, 0.0) for stage in STAGES},
+        **{figure: finite(value, 6) for figure, value in line.quality.items()},
     )
 
 # %% ../nbs/13_bench.ipynb #cd2b99af
-def _run_here(size: str, resolution: tuple[int, int] | None, frames: int, steps: int, clock: str, progress: bool, threads: int) -> Run:
-    "The job of a process that makes no other; its memory counts from the loaded model."
+def _run_here(
+    size: str,
+    resolution: tuple[int, int] | None,
+    frames: int,
+    steps: int,
+    clock: str,
+    progress: bool,
+    threads: int,
+) -> Run:
+    "The only measured job of a process. Its memory is counted above that of the loaded model."
     torch.set_num_threads(threads)
-    subject = subjects_of(size, resolution)[0]
+    subject, preset = subjects_of(size, resolution)[0], PRESETS["default"]
     base = PeakMemory(subject.model.device).before
-    run_job(subject, PRESETS["default"], 2, num_inference_steps=2)  # what only the first job takes
-    run = run_job(subject, PRESETS["default"], frames, CLOCKS[clock], progress, base=base, num_inference_steps=steps)
+    run_job(subject, preset, 2, num_inference_steps=2)  # the first job is slower
+    run = run_job(subject, preset, frames, CLOCKS[clock], progress, base=base, num_inference_steps=steps)
     return replace(run, edited=None)
 
 
 def run_apart(
-    size: str,  # as `bench` has it
+    size: str,  # toy or sd, as for `bench`
     frames: int,
     steps: int = 4,  # denoising steps
     resolution: tuple[int, int] | None = None,
     clock: str = "wall",
     progress: bool = False,
 ) -> Run:
-    "A job of the default preset in a process of its own: what others left in memory, and the holes in it, count for none."
-    executor = LocalExecutor(1)
+    "A job of the default preset in a process of its own, where earlier jobs cannot change its peak memory."
+    executor, threads = LocalExecutor(1), torch.get_num_threads()
     try:
-        return executor.submit(_run_here, size, resolution, frames, steps, clock, progress, torch.get_num_threads()).result()
+        return executor.submit(_run_here, size, resolution, frames, steps, clock, progress, threads).result()
     finally:
         executor.stop()
 
 
-FEWEST_RUNS, MOST_RUNS = 2, 16  # of a length on a CPU
+FEWEST_RUNS, MOST_RUNS = 2, 16  # for one length on a CPU
 
 
 def run_order(lengths: Sequence[int]) -> list[int]:
-    "The lengths in the order of their runs: the shorter, the more often, up to the frames of the longest, and each spread over the whole time."
+    """The lengths in the order of their runs.
+
+    Short clips run more often: until they have had as many frames as the longest, within `FEWEST_RUNS` and `MOST_RUNS`.
+    The runs of each length are spread over the whole time.
+    """
     counts = {frames: min(MOST_RUNS, max(FEWEST_RUNS, max(lengths) // frames)) for frames in lengths}
-    return [frames for _, frames in sorted(((turn + 0.5) / count, frames) for frames, count in counts.items() for turn in range(count))]
+    starts = [((turn + 0.5) / count, frames) for frames, count in counts.items() for turn in range(count)]
+    return [frames for _, frames in sorted(starts)]
 
 
 def by_length(runs: Sequence[Run]) -> list[tuple[Run, list[Run]]]:
-    "For each length a run with the mean seconds and the median memory, and the runs that it stands for."
+    "For each length: a run with the mean seconds and the median memory, and all runs of that length."
     lengths = [[run for run in runs if run.frames == frames] for frames in sorted({run.frames for run in runs})]
-    means = [{stage: fmean(run.seconds[stage] for run in same) for stage in same[0].seconds} for same in lengths]
-    return [(replace(same[0], memory=median(run.memory for run in same), seconds=mean), same) for same, mean in zip(lengths, means)]
+    found = []
+    for same in lengths:
+        seconds = {stage: fmean(run.seconds[stage] for run in same) for stage in same[0].seconds}
+        found.append((replace(same[0], memory=median(run.memory for run in same), seconds=seconds), same))
+    return found
 
 
 def plot_growth(runs: Sequence[Run], path: str | Path, title: str) -> Path:
-    "Seconds and peak memory over frames, as a PNG: each length as `by_length` has it, memory with a dot for each run."
+    "A PNG of seconds and peak memory over frames: a line through `by_length`, and a dot for the memory of each run."
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     middle = [each for each, _ in by_length(runs)]
@@ -401,7 +444,8 @@ def plot_growth(runs: Sequence[Run], path: str | Path, title: str) -> Path:
     left.set(xlabel="frames", ylabel="seconds", ylim=(0, None), xlim=(0, None))
     left.legend(frameon=False)
     right.plot(frames, [run.memory / 1e6 for run in middle], color="0.3")
-    right.plot([run.frames for run in runs], [run.memory / 1e6 for run in runs], "o", color="0.3", markersize=4, alpha=0.6)
+    dots = [run.frames for run in runs], [run.memory / 1e6 for run in runs]
+    right.plot(*dots, "o", color="0.3", markersize=4, alpha=0.6)
     highest = max(run.memory for run in runs) / 1e6
     right.set(xlabel="frames", ylabel="peak memory above the model, MB", ylim=(0, 1.1 * highest), xlim=(0, None))
     figure.suptitle(title, fontsize=10, parse_math=False)
@@ -411,28 +455,32 @@ def plot_growth(runs: Sequence[Run], path: str | Path, title: str) -> Path:
 
 
 def growth_table(runs: Sequence[Run]) -> str:
-    "Markdown: a row for each length, as `by_length` has it, beside the shortest, and from where to where memory went."
-    rows = [["frames", "seconds", "s a frame", "beside the shortest", "peak memory", "beside the shortest", "runs, from – to"], ["---"] * 7]
+    "Markdown: for each length the figures of `by_length`, their difference to the shortest, and the range of memory."
+    head = ["frames", "seconds", "s a frame", "beside the shortest", "peak memory", "beside the shortest"]
+    rows = [[*head, "runs, from – to"], ["---"] * 7]
     lengths = by_length(runs)
     first = lengths[0][0]
     for run, same in lengths:
         each = run.total / run.frames
+        memory = [one.memory for one in same]
         rows.append([
             str(run.frames), f"{run.total:.1f}", f"{each:.3f}", f"{each / (first.total / first.frames) - 1:+.0%}",
             in_bytes(run.memory), f"{run.memory / max(1.0, first.memory) - 1:+.0%}",
-            f"{len(same)}, {in_bytes(min(one.memory for one in same))} – {in_bytes(max(one.memory for one in same))}",
+            f"{len(same)}, {in_bytes(min(memory))} – {in_bytes(max(memory))}",
         ])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 # %% ../nbs/13_bench.ipynb #8f09d68e
 def machine(device: torch.device | str) -> str:
-    "What it runs on, in a line."
+    "Processor or GPU, and the version of torch, in one line."
     if torch.device(device).type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     name = (names or [platform.processor() or platform.machine()])[0]
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {os.cpu_count()} cores, {threads} threads, {instructions}, torch {torch.__version__}"
 
 
 LENGTHS = (24, 48, 96, 192, 384)
@@ -441,24 +489,27 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 @dataclass(frozen=True)
 class Bench:
-    "What was measured, and on what. Shows itself as Markdown."
+    "All measurements and how they were made. A notebook shows it as Markdown."
 
     about: dict
     lines: tuple[Line, ...]
-    runs: tuple[Run, ...]  # the growth with the length; each length more than once on a CPU
-    failed: tuple[str, ...] = ()  # what did not fit
+    runs: tuple[Run, ...]  # at growing lengths; each length more than once on a CPU
+    failed: tuple[str, ...] = ()  # what did not fit into memory
 
     def __str__(self) -> str:
-        about = f"{self.about['machine']}; {self.about['clock']} clock; large matrices {self.about['rate'] / 1e12:.3g}·10¹² operations a second"
-        parts = [about, *(f"- {subject}" for subject in self.about["subjects"]), "", table(self.lines) if self.lines else "", *self.failed]
+        rate = f"large matrices {self.about['rate'] / 1e12:.3g}·10¹² operations a second"
+        parts = [f"{self.about['machine']}; {self.about['clock']} clock; {rate}"]
+        parts += [*(f"- {subject}" for subject in self.about["subjects"]), ""]
+        parts += [table(self.lines) if self.lines else "", *self.failed]
         if self.runs:
-            parts += ["", f"Growth of the default preset with the length, {self.about['growth_steps']} steps:", "", growth_table(self.runs)]
+            steps = self.about["growth_steps"]
+            parts += ["", f"Growth of the default preset with the length, {steps} steps:", "", growth_table(self.runs)]
         return "\n".join(parts)
 
     _repr_markdown_ = __str__
 
     def save(self, out: str | Path) -> list[Path]:
-        "Writes bench.md, bench.csv, bench.json and, where lengths were measured, growth.png into a folder; returns their paths."
+        "Writes bench.md, bench.csv, bench.json and, if lengths were measured, growth.png. Returns their paths."
         out = writable_folder("out", out)
         write_text(out / "bench.md", f"{self}\n")
         rows = [flat(line) for line in self.lines]
@@ -469,15 +520,17 @@ class Bench:
         runs = [dict(frames=run.frames, rows=run.rows, seconds=run.seconds, memory=run.memory) for run in self.runs]
         write_json(out / "bench.json", dict(self.about, presets=rows, growth=runs, failed=self.failed))
         written = [out / "bench.md", out / "bench.csv", out / "bench.json"]
-        return written + ([plot_growth(self.runs, out / "growth.png", self.about["machine"])] if self.runs else [])
+        if self.runs:
+            written.append(plot_growth(self.runs, out / "growth.png", self.about["machine"]))
+        return written
 
 # %% ../nbs/13_bench.ipynb #59000093
 @contextmanager
 def _reporting_no_room(what: str, frames: int, failed: dict[tuple[str, int], str]) -> Iterator[None]:
-    "Notes what memory did not suffice for, and lets the others go on."
+    "Adds a line to `failed` when the memory is too small, so that the other jobs can go on."
     try:
         yield
-    except WorkerLost as error:  # the system ends a process that wants too much
+    except WorkerLost as error:  # the system kills a process that needs too much memory
         failed[what, frames] = f"{what}: {error}; it had {frames} frames"
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
@@ -488,13 +541,13 @@ def _reporting_no_room(what: str, frames: int, failed: dict[tuple[str, int], str
 def bench(
     size: str = "toy",  # toy, or sd: Stable Diffusion 2.1 with random weights
     presets: Sequence[str] = tuple(PRESETS),
-    frames: int | None = None,  # of the table; None: 24 for toy, 40 for sd
-    lengths: Sequence[int] = LENGTHS,  # of the growth; none: leave it out
-    scenes: int = 1,  # toy: over how many the table takes its means
+    frames: int | None = None,  # for the presets; None: 24 for toy, 40 for sd
+    lengths: Sequence[int] = LENGTHS,  # at which the default preset is measured; empty: not at all
+    scenes: int = 1,  # for toy: each preset gets the mean over this number of scenes
     steps: int | None = None,  # denoising steps of all presets; None: each preset's own
-    growth_steps: int = 4,  # denoising steps where growth is measured
+    growth_steps: int = 4,  # denoising steps for `lengths`
     resolution: tuple[int, int] | None = None,  # height and width; None: 128×128 for toy, 512×512 for sd
-    clock: str = "wall",  # or cpu: the time that this process computes, on a machine that others use too
+    clock: str = "wall",  # or cpu: this process's computing time, if others use the machine, too
     progress: bool = False,
 ) -> Bench:
     "Measures presets and growth on this machine. Raises `ValueError` for an unknown size, preset or clock."
@@ -502,14 +555,15 @@ def bench(
         raise ValueError(f"clock={shown(clock)} is unknown: clocks are {' and '.join(CLOCKS)}")
     progress, frames = switch("progress", progress), whole("frames", frames, 2, none="24 for toy, 40 for sd")
     lengths = [whole("lengths", count, 2, of="frames") for count in listed("lengths", lengths, "numbers of frames")]
-    growth_steps, changes = whole("growth_steps", growth_steps, 2), {} if steps is None else dict(num_inference_steps=steps)
+    growth_steps = whole("growth_steps", growth_steps, 2)
+    changes = {} if steps is None else dict(num_inference_steps=steps)
     presets = listed("presets", presets, "names")
     for name in presets:
         find_preset(name).config("a try", **changes)
     subjects = subjects_of(size, resolution, scenes)
     frames, model = frames or (24 if size == "toy" else 40), subjects[0].model
     rate, lines, runs, failed = matrix_rate(model.device, model.dtype, CLOCKS[clock]), [], [], {}
-    run_job(subjects[0], PRESETS["default"], 2, num_inference_steps=2)  # what only the first job takes
+    run_job(subjects[0], PRESETS["default"], 2, num_inference_steps=2)  # the first job is slower
     for name in presets:
         with _reporting_no_room(name, frames, failed):
             lines.append(bench_preset(name, subjects, frames, rate, CLOCKS[clock], progress, **changes))
@@ -517,8 +571,17 @@ def bench(
         if ("growth", count) not in failed:
             with _reporting_no_room("growth", count, failed):
                 runs.append(run_apart(size, count, growth_steps, resolution, clock, progress))
-    about = dict(
-        size=size, machine=machine(model.device), dtype=str(model.dtype), clock=clock, rate=rate, frames=frames, steps=steps, growth_steps=growth_steps,
-        subjects=[subject.name for subject in subjects], model=model.digest, versions=dict(torch=torch.__version__, python=platform.python_version()),
+    about = dict(size=size, clock=clock, rate=rate, frames=frames, steps=steps, growth_steps=growth_steps)
+    return Bench(about | _about(subjects), tuple(lines), tuple(runs), tuple(failed.values()))
+
+
+def _about(subjects: Sequence[Subject]) -> dict:
+    "What was edited, by which model, and on what machine."
+    model = subjects[0].model
+    return dict(
+        machine=machine(model.device),
+        dtype=str(model.dtype),
+        subjects=[subject.name for subject in subjects],
+        model=model.digest,
+        versions=dict(torch=torch.__version__, python=platform.python_version()),
     )
-    return Bench(about, tuple(lines), tuple(runs), tuple(failed.values()))

@@ -16,19 +16,21 @@ from .model import Model, NoiseSchedule
 
 # %% ../nbs/02_untrained.ipynb #7bb9e87c
 SD_UNET = dict(
-    sample_size=64, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True,
+    sample_size=64, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=(5, 10, 20, 20),
+    cross_attention_dim=1024, use_linear_projection=True,
 )
 SD_VAE = dict(
     sample_size=512, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
     down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
 )
 SD_SCHEDULE = dict(
-    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False, set_alpha_to_one=False,
+    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+    steps_offset=1, clip_sample=False, set_alpha_to_one=False,
 )
 
 
 class _Untrained(Model):
-    "A `Model` without a text encoder: each prompt has random states `(1, 77, c)`, the same each time."
+    "A `Model` without a text encoder. Each prompt has its own random states `(1, 77, c)`, always the same."
 
     @torch.no_grad()
     def embed(self, prompt: str) -> torch.Tensor:
@@ -39,13 +41,13 @@ class _Untrained(Model):
 def random_model(
     unet: dict = SD_UNET,  # configuration; the default is that of SD 2.1
     vae: dict = SD_VAE,
-    device: str | torch.device | None = None,  # None: CUDA where it is, else the CPU
+    device: str | torch.device | None = None,  # None: CUDA if there is a GPU, else the CPU
     dtype: torch.dtype | None = None,  # None: float16 on CUDA, float32 elsewhere
 ) -> Model:
-    "A model with random weights, always the same on the same device. It costs what a trained one costs."
+    "A model with random weights, always the same on one device. It needs the time and memory of a trained one."
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
-    with process_lock, torch.random.fork_rng(), device:  # the seed is that of all threads
+    with process_lock, torch.random.fork_rng(), device:  # all threads share this generator
         torch.manual_seed(0)
         made = ((UNet2DConditionModel, unet), (AutoencoderKL, vae))
         parts = [kind(**config).to(dtype).eval().requires_grad_(False) for kind, config in made]

@@ -17,7 +17,7 @@ def softmax_attention(
     value: torch.Tensor,  # (n, m, c)
     heads: int,
 ) -> torch.Tensor:
-    "Attention `(n, s, c)` with its matrices in memory, a head at a time."
+    "Attention `(n, s, c)`, one head at a time, with the whole softmax matrix of a head in memory."
     outputs = []
     for one, other, third in zip(*(x.chunk(heads, dim=-1) for x in (query, key, value))):
         similarity = torch.bmm(one, other.transpose(1, 2)) * one.shape[-1] ** -0.5
@@ -29,13 +29,13 @@ def whole_nearest(
     queries: torch.Tensor,  # (n, c)
     keys: torch.Tensor,  # (m, c)
 ) -> torch.Tensor:
-    "The index `(n,)` of the key with the largest cosine, from the whole matrix of cosines."
+    "For each query the index `(n,)` of the key with the largest cosine, from the whole matrix of cosines."
     queries, keys = (x / x.norm(dim=-1, keepdim=True) for x in (queries, keys))
     return (queries @ keys.T).argmax(-1)
 
 # %% ../nbs/06_written_out.ipynb #2da05ae2
 class WrittenOutAttention(TokenFlowAttention):
-    "The processor of one self-attention layer as the published program computes it."
+    "The processor of one self-attention layer, computed like the published program."
 
     def _mix(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
         return softmax_attention(query, key, value, heads)

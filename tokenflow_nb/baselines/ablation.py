@@ -16,17 +16,20 @@ from ..keyframes import intervals
 
 # %% ../../nbs/baselines/01_ablation.ipynb #76bf31c6
 def vae(job: Job) -> Clip:
-    "The source, encoded and decoded: as steady as any result of this model can be."
+    "The source, encoded and decoded. No result of this model can be steadier."
     return job.decode(job.encode())
 
 
 def plug_and_play(job: Job) -> Clip:
-    "Each frame alone, as the image editor's authors run it (Tumanyan et al. 2023): guided to the end, attention injected at half of the steps."
+    """Each frame alone, with the settings of the image editor's authors (Tumanyan et al. 2023).
+
+    Guidance at every step, attention injected at half of the steps.
+    """
     return job.edit(rule="per_frame", method="pnp", guidance_stop=1.0, pnp_f_t=0.8, pnp_attn_t=0.5)
 
 # %% ../../nbs/baselines/01_ablation.ipynb #0ef79dee
 def per_frame(job: Job) -> Clip:
-    "Each frame alone, with the settings that TokenFlow is given: what it is without its parts."
+    "Each frame alone, with the same settings as TokenFlow: TokenFlow without its parts."
     return job.edit(rule="per_frame")
 
 
@@ -37,8 +40,9 @@ def joint_only(job: Job) -> Clip:
 
 def fixed_keyframes(job: Job) -> Clip:
     "TokenFlow, but with the same keyframes at every step: the middle of each interval."
-    config = job.config
-    middles = [piece[len(piece) // 2] for piece in intervals(len(job.clip), config.keyframe_interval or min(8, len(job.clip)))]
+    config, frames = job.config, len(job.clip)
+    pieces = intervals(frames, config.keyframe_interval or min(8, frames))
+    middles = [piece[len(piece) // 2] for piece in pieces]
     return job.edit(torch.tensor([middles] * config.num_inference_steps), rule="paper")
 
 
@@ -48,10 +52,10 @@ def tokenflow(job: Job) -> Clip:
 
 
 def tokenflow_deflickered(job: Job) -> Clip:
-    "TokenFlow, then `deflicker` along the source's estimated motion: the post-process that the paper points to."
+    "TokenFlow, then `deflicker` along the source's estimated motion. The paper suggests such a filter."
     return deflicker(tokenflow(job), job.clip, job.flow)
 
 
 def tokenflow_published(job: Job) -> Clip:
-    "TokenFlow by the published program's rule: the keyframe of the own interval and of the one before."
+    "TokenFlow by the published program's rule: the keyframes of the frame's interval and of the one before."
     return job.edit(rule="published")

@@ -29,24 +29,24 @@ from ..locks import process_lock
 def fit_affine(
     start: np.ndarray,  # (n, 2) pixels (x, y)
     end: np.ndarray,  # (n, 2) where they go
-    solves: int = 6,  # each with weights by the misses of the one before
+    solves: int = 6,  # of least-squares problems; each is weighted by the errors of the one before
 ) -> np.ndarray:
-    "The affine motion `(2, 3)` that most pairs of points follow; the identity for fewer than 16 pairs."
+    "The affine motion `(2, 3)` of most pairs of points. The identity for fewer than 16 pairs."
     if len(start) < 16:
         return np.eye(2, 3)
-    centre = start.mean(0)  # without it the squares of large coordinates cost digits
+    centre = start.mean(0)  # squares of large coordinates would lose precision
     basis = np.column_stack([start - centre, np.ones(len(start))])
     weight = np.ones(len(start))
     for _ in range(solves):
         heavy = basis * weight[:, None]
         motion = np.linalg.lstsq(heavy.T @ basis, heavy.T @ end, rcond=None)[0].T
         misses = ((basis @ motion.T - end) ** 2).sum(1)
-        weight = 1 / (1 + misses / 0.25) ** 2  # Geman and McClure's, at half a pixel
+        weight = 1 / (1 + misses / 0.25) ** 2  # by Geman and McClure, with a scale of half a pixel
     return np.column_stack([motion[:, :2], motion[:, 2] - motion[:, :2] @ centre])
 
 # %% ../../nbs/baselines/05_atlas.ipynb #1fe4392b
 def _pairs(flow: Flow, frame: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    "The flow `(h, w, 2)` from a frame to the next (step 1) or the one before (step -1), and where its end is visible `(h, w)`."
+    "The flow `(h, w, 2)` to the next frame (step 1) or the previous one (step -1), and where its end is visible."
     if step > 0:
         return flow.forward_flow[frame], flow.forward_visible[frame]
     return flow.backward_flow[frame - 1], flow.backward_visible[frame - 1]
@@ -74,7 +74,7 @@ def layer_motion(
 
 # %% ../../nbs/baselines/05_atlas.ipynb #69a93b2b
 def _against(flow: Flow, frame: int, step: int, span: int) -> np.ndarray:
-    "How far each pixel of a frame ends, so many frames on, from where most of the picture goes, `(h, w)` pixels."
+    "How far each pixel moves away from the motion of most of the picture in `span` frames: `(h, w)`, in pixels."
     own = pixel_grid(*flow.shape[1:])
     end = own
     for each in range(frame, frame + span * step, step):
@@ -84,16 +84,21 @@ def _against(flow: Flow, frame: int, step: int, span: int) -> np.ndarray:
 
 
 def _standing_out(flow: Flow, span: int) -> np.ndarray:
-    "The larger of both directions' `_against` in each frame, `(f, h, w)`; fewer frames on at the ends of the clip."
-    frames = flow.shape[0]
-    ways = [[(step, min(span, room)) for step, room in ((1, frames - 1 - frame), (-1, frame)) if room] for frame in range(frames)]
-    return np.stack([np.max([_against(flow, frame, *way) for way in each], axis=0) for frame, each in enumerate(ways)])
+    "The larger `_against` of both directions, `(f, h, w)`. Near the ends of the clip the span is shorter."
+    last, found = flow.shape[0] - 1, []
+    for frame in range(flow.shape[0]):
+        ways = [(step, min(span, left)) for step, left in ((1, last - frame), (-1, frame)) if left]
+        found.append(np.max([_against(flow, frame, *way) for way in ways], axis=0))
+    return np.stack(found)
 
 
 def mask_from_motion(
     flow: Flow,  # of the clip
 ) -> np.ndarray:
-    "What does not move with most of the picture, `(f, h, w)` bool; empty where nothing stands out by half a pixel in eight frames."
+    """What does not move with most of the picture, `(f, h, w)` bool.
+
+    It is empty if no motion differs by more than half a pixel in eight frames.
+    """
     for span in (1, 2, 4, 8):
         apart = _standing_out(flow, span)
         top = max(float(np.quantile(apart, 0.995)), 1e-6)
@@ -105,7 +110,7 @@ def mask_from_motion(
 
 # %% ../../nbs/baselines/05_atlas.ipynb #ea08cc23
 def _network(inputs: int, outputs: int, width: int = 32, still: bool = False) -> nn.Sequential:
-    "Two hidden layers. `still`: it starts as zero everywhere."
+    "Two hidden layers. `still`: its output is zero before training."
     last = nn.Linear(width, outputs)
     if still:
         nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
@@ -118,19 +123,20 @@ class Encoding(nn.Module):
     def __init__(
         self,
         low: tuple[int, int],  # x, y of the first node of the finest grid, in pixels
-        size: tuple[int, int],  # its nodes across and down, one a pixel
-        levels: int = 5,  # each half as fine as the one before
-        features: int = 4,  # of each level
+        size: tuple[int, int],  # its nodes across and down, one per pixel
+        levels: int = 5,  # each has half the resolution of the one before
+        features: int = 4,  # per level
     ):
         super().__init__()
         self.register_buffer("low", torch.tensor(low, dtype=torch.float32))
         self.register_buffer("span", torch.tensor(size, dtype=torch.float32) - 1)
         sides = [tuple(max(2, math.ceil(side / 2**level)) for side in size) for level in range(levels)]
-        self.grids = nn.ParameterList(nn.Parameter(0.1 * torch.randn(1, features, down, across)) for across, down in sides)
+        grids = (0.1 * torch.randn(1, features, down, across) for across, down in sides)
+        self.grids = nn.ParameterList(map(nn.Parameter, grids))
         self.width = levels * features
 
     def place(self, where: torch.Tensor) -> torch.Tensor:
-        "Pixels (x, y) in the units of `grid_sample`: -1 to 1."
+        "Pixels (x, y) as `grid_sample` needs them: from -1 to 1."
         return (where - self.low) / self.span * 2 - 1
 
     def forward(self, where: torch.Tensor) -> torch.Tensor:  # (n, 2) pixels -> (n, levels·features)
@@ -140,13 +146,14 @@ class Encoding(nn.Module):
 
 # %% ../../nbs/baselines/05_atlas.ipynb #fc392741
 def _waves(points: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:  # (n, 3) -> (n, 15)
-    "Coordinates (x, y, t) and their first sines: enough for smooth motion."
+    "Coordinates (x, y, t), and their sines and cosines at two frequencies. That is enough for smooth motion."
     unit = points / scale * 2 - 1
-    return torch.cat([unit, *(wave(unit * math.pi * power) for power in (0.5, 1) for wave in (torch.sin, torch.cos))], 1)
+    waves = [wave(unit * math.pi * power) for power in (0.5, 1) for wave in (torch.sin, torch.cos)]
+    return torch.cat([unit, *waves], 1)
 
 
 class Layer(nn.Module):
-    "Where the pixels of a clip lie in an atlas, and the atlas."
+    "An atlas, and the mapping from the pixels of a clip to it."
 
     def __init__(
         self,
@@ -154,12 +161,13 @@ class Layer(nn.Module):
         size: tuple[int, int],  # height, width of the frames
     ):
         super().__init__()
-        (height, width), frames = size, len(motions)
-        self.register_buffer("scale", torch.tensor([max(width - 1, 1), max(height - 1, 1), max(frames - 1, 1)], dtype=torch.float32))
+        height, width = size
+        largest = [max(count - 1, 1) for count in (width, height, len(motions))]  # x, y, t
+        self.register_buffer("scale", torch.tensor(largest, dtype=torch.float32))
         self.register_buffer("motions", torch.tensor(motions, dtype=torch.float32))
         corners = np.array([[x, y] for x in (0, width - 1) for y in (0, height - 1)])
         reached = np.einsum("fij,cj->fci", motions[:, :, :2], corners) + motions[:, None, :, 2]
-        # a layer that leaves the picture by more than the picture's size is one whose motion was not found
+        # The box is limited: a layer that moves by more than the picture's size has a wrong motion.
         low = np.maximum(np.floor(reached.min((0, 1))) - 4, (-width, -height)).astype(int)
         high = np.minimum(np.ceil(reached.max((0, 1))) + 4, (2 * width, 2 * height)).astype(int)
         self.box = tuple(low.tolist()), tuple((high - low + 1).tolist())
@@ -168,11 +176,11 @@ class Layer(nn.Module):
         self.colours = _network(self.encoding.width, 3)
 
     def shift(self, points: torch.Tensor) -> torch.Tensor:
-        "What the network adds to the affine motion, `(n, 2)` pixels."
+        "What the network adds to the affine motion: `(n, 2)`, in pixels."
         return self.residual(_waves(points, self.scale)) * 4
 
     def uv(self, points: torch.Tensor) -> torch.Tensor:
-        "Atlas coordinates `(n, 2)` of points `(n, 3)`: x and y in pixels, the number of the frame."
+        "Atlas coordinates `(n, 2)` of points `(n, 3)`: x and y in pixels, and the number of the frame."
         motion = self.motions[points[:, 2].long()]
         return (motion[:, :, :2] * points[:, None, :2]).sum(-1) + motion[:, :, 2] + self.shift(points)
 
@@ -182,7 +190,7 @@ class Layer(nn.Module):
 
 # %% ../../nbs/baselines/05_atlas.ipynb #7352ef87
 class Atlas(nn.Module):
-    "A clip as a foreground and a background picture, both mappings, and an alpha."
+    "A clip as two layers, a foreground and a background, and an alpha."
 
     def __init__(
         self,
@@ -197,7 +205,7 @@ class Atlas(nn.Module):
         self.cover = _network(self.outline.width + 1, 1)
 
     def opacity(self, points: torch.Tensor, uv: torch.Tensor) -> torch.Tensor:
-        "Alpha before the sigmoid, `(n, 1)`, of points `(n, 3)` that lie at `uv` in the foreground."
+        "Alpha before the sigmoid, `(n, 1)`, of points `(n, 3)` with coordinates `uv` in the foreground atlas."
         time = points[:, 2:] / self.foreground.scale[2] * 2 - 1
         return self.cover(torch.cat([self.outline(uv), time], 1))
 
@@ -222,41 +230,44 @@ class Atlas(nn.Module):
 
     @torch.no_grad()
     def render(self, **paint: Callable) -> np.ndarray:
-        "The clip `(f, h, w, 3)` uint8 by the layers' own colours, or by those of `foreground=` and `background=`."
+        "The clip `(f, h, w, 3)` uint8, with the layers' own colours or those of `foreground=` and `background=`."
         frames = [self(self.points(frame), **paint)[0].reshape(*self.size, 3) for frame in range(self.frames)]
         return (torch.stack(frames).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
     @torch.no_grad()
     def alpha(self) -> np.ndarray:
         "How much of the foreground covers each pixel, `(f, h, w)` float32."
-        each = (self.points(frame) for frame in range(self.frames))
-        return np.stack([torch.sigmoid(self.opacity(rows, self.foreground.uv(rows))).reshape(self.size).cpu().numpy() for rows in each])
+        points = (self.points(frame) for frame in range(self.frames))
+        logits = (self.opacity(rows, self.foreground.uv(rows)) for rows in points)
+        return np.stack([torch.sigmoid(each).reshape(self.size).cpu().numpy() for each in logits])
 
 # %% ../../nbs/baselines/05_atlas.ipynb #489fc356
-_BATCH = 4096  # pixels a step
+_BATCH = 4096  # pixels per step
 
 
 def _steps(pixels: int, visits: float) -> int:
-    "How many steps visit each pixel of a clip so many times."
+    "How many steps are needed to visit each pixel of a clip `visits` times."
     return max(200, math.ceil(pixels * visits / _BATCH))
 
 
 class _Pixels:
-    "The pixels of a clip as rows to draw from."
+    "The pixels of a clip as rows, to draw random ones from."
 
     def __init__(self, clip: Clip, flow: Flow, mask: np.ndarray, device: str | torch.device):
         put = lambda array: torch.tensor(array).to(device)  # noqa: E731
         self.shape, self.device = clip.frames.shape[:3], device
         self.colour, self.mask = put(clip.frames).reshape(-1, 3), put(mask).reshape(-1, 1)
-        nothing = np.zeros((1, *self.shape[1:]), bool)
-        self.flows = {}  # by direction: of each pixel, and whether it ends where it can be seen
-        for step, moved, seen in ((1, flow.forward_flow, flow.forward_visible), (-1, flow.backward_flow, flow.backward_visible)):
-            order = (lambda part, none: (part, none)) if step > 0 else (lambda part, none: (none, part))
-            none = np.zeros((1, *moved.shape[1:]), np.float32)
-            self.flows[step] = put(np.concatenate(order(moved, none))).reshape(-1, 2), put(np.concatenate(order(seen, nothing))).reshape(-1, 1)
+        # By direction: the flow of each pixel, and whether its end is visible. The frame without one gets zeros.
+        still, unseen = np.zeros((1, *self.shape[1:], 2), np.float32), np.zeros((1, *self.shape[1:]), bool)
+        moved = {1: (flow.forward_flow, still), -1: (still, flow.backward_flow)}
+        seen = {1: (flow.forward_visible, unseen), -1: (unseen, flow.backward_visible)}
+        self.flows = {
+            step: (put(np.concatenate(moved[step])).reshape(-1, 2), put(np.concatenate(seen[step])).reshape(-1, 1))
+            for step in (1, -1)
+        }
 
     def draw(self, generator: torch.Generator, step: int) -> tuple[torch.Tensor, ...]:
-        "Points, their colours, mask, the points that the flow takes them to, and whether these can be seen."
+        "Points, their colours, their mask, the points where the flow takes them, and whether those are visible."
         frames, height, width = self.shape
         row = torch.randint(frames * height * width, (_BATCH,), generator=generator).to(self.device)
         points = torch.stack([row % width, row // width % height, row // (width * height)], 1).float()
@@ -267,12 +278,12 @@ class _Pixels:
 
 # %% ../../nbs/baselines/05_atlas.ipynb #6bfd5854
 def _loss(atlas: Atlas, drawn: tuple[torch.Tensor, ...], alpha_weight: float, noise: torch.Generator) -> torch.Tensor:
-    "The four terms; motion is counted in pixels."
+    "The sum of the four terms. Motion is in pixels."
     points, colours, mask, ends, seen = drawn
     made, logit = atlas(points)
     total = ((made - colours) ** 2).sum(1).mean() + alpha_weight * F.binary_cross_entropy_with_logits(logit, mask)
     share = torch.sigmoid(logit).detach()
-    some = slice(0, _BATCH // 4)  # motion is smooth: fewer points do
+    some = slice(0, _BATCH // 4)  # fewer points are enough, since motion is smooth
     aside = torch.tensor([4.0, 4.0, 0.0]) * torch.sign(torch.randn(points[some].shape, generator=noise))
     beside = points[some] + aside.to(points.device)
     for layer, belongs in ((atlas.foreground, share), (atlas.background, 1 - share)):
@@ -285,22 +296,24 @@ def _loss(atlas: Atlas, drawn: tuple[torch.Tensor, ...], alpha_weight: float, no
 def fit_atlas(
     clip: Clip,  # at least two frames
     flow: Flow,  # of the clip
-    mask: np.ndarray | None = None,  # (f, h, w) bool: the foreground; None: what does not move with most of the picture
+    mask: np.ndarray | None = None,  # (f, h, w) bool: the foreground; None: by `mask_from_motion`
     visits: float = 12,  # how often each pixel is drawn; more gives a better reconstruction
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> Atlas:
     "The atlas of a clip. Its coordinates are the pixels of the middle frame."
-    mask, trust = (mask_from_motion(flow), 0.01) if mask is None else (mask, 0.2)  # how much alpha is held to it in the end
+    # `trust`: by what factor the weight of the mask falls during the fit
+    mask, trust = (mask_from_motion(flow), 0.01) if mask is None else (mask, 0.2)
     keyframe, steps = len(clip) // 2, _steps(mask.size, visits)
     generator = torch.Generator().manual_seed(seed)
-    with process_lock, torch.random.fork_rng(devices=[]):  # the seed is that of all threads
+    with process_lock, torch.random.fork_rng(devices=[]):  # all threads share this generator
         torch.manual_seed(seed)
         atlas = Atlas(layer_motion(flow, mask, keyframe), layer_motion(flow, ~mask, keyframe), clip.size).to(device)
         noise = torch.Generator()
-        noise.set_state(torch.get_rng_state())  # goes on alone
-    grids = [*atlas.foreground.encoding.parameters(), *atlas.background.encoding.parameters(), *atlas.outline.parameters()]
+        noise.set_state(torch.get_rng_state())  # continues the same numbers without the global generator
+    encodings = atlas.foreground.encoding, atlas.background.encoding, atlas.outline
+    grids = [each for encoding in encodings for each in encoding.parameters()]
     known = {id(each) for each in grids}
     others = [each for each in atlas.parameters() if id(each) not in known]
     adam = torch.optim.Adam([dict(params=grids, lr=3e-2), dict(params=others, lr=4e-3)], betas=(0.9, 0.99))
@@ -308,7 +321,8 @@ def fit_atlas(
     pixels = _Pixels(clip, flow, mask, device)
     for step in tqdm(range(steps), desc="fit atlas", unit="step", disable=not progress):
         adam.zero_grad()
-        _loss(atlas, pixels.draw(generator, 1 if step % 2 else -1), 0.1 * trust ** min(1, 2 * step / steps), noise).backward()
+        drawn, alpha_weight = pixels.draw(generator, 1 if step % 2 else -1), 0.1 * trust ** min(1, 2 * step / steps)
+        _loss(atlas, drawn, alpha_weight, noise).backward()
         adam.step(), schedule.step()
     return atlas.eval()
 
@@ -319,7 +333,7 @@ def where_seen(
     frame: int,
     rounds: int = 8,
 ) -> torch.Tensor:
-    "The points `(n, 3)` of a frame that lie at these coordinates; they may lie outside of the picture."
+    "The points `(n, 3)` of a frame that have these atlas coordinates. They may be outside of the picture."
     motion = layer.motions[frame]
     back = torch.linalg.inv(motion[:, :2]).T
     moment = torch.full((len(uv), 1), float(frame), device=uv.device)
@@ -334,7 +348,10 @@ def _grow(
     known: np.ndarray,  # (h, w) bool
     pixels: int = 3,
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Colours and where they are known, after as many rounds of giving unknown pixels the mean of their known neighbours."
+    """Colours, and where they are known, after `pixels` rounds.
+
+    In each round, unknown pixels get the mean of their known neighbours.
+    """
     colours = colours * known[..., None]
     for _ in range(pixels):
         count = cv2.blur(known.astype(np.float32), (3, 3), borderType=cv2.BORDER_CONSTANT)
@@ -346,18 +363,19 @@ def _grow(
 @torch.no_grad()
 def paint(
     atlas: Atlas,
-    image: np.ndarray,  # (h, w, 3) uint8: a frame as it should be
-    frame: int,  # which
+    image: np.ndarray,  # (h, w, 3) uint8: an edited frame
+    frame: int,  # its number
 ) -> dict[str, Callable]:
-    "Colours of both layers as that frame shows them, elsewhere their own: arguments of `Atlas.render`."
+    "Arguments of `Atlas.render`: colours of both layers, from the image where it shows them and else their own."
     height, width = atlas.size
     if image.shape != (height, width, 3):
         raise ValueError(f"image of shape {image.shape}: give a frame of the clip, {(height, width, 3)}")
-    return {name: _painted(atlas, name, image.astype(np.float32) / 255, frame) for name in ("foreground", "background")}
+    colours = image.astype(np.float32) / 255
+    return {name: _painted(atlas, name, colours, frame) for name in ("foreground", "background")}
 
 
 def _painted(atlas: Atlas, name: str, image: np.ndarray, frame: int) -> Callable:
-    "The colours of one layer, with what an image shows of it."
+    "The colours of one layer as a function of atlas coordinates, with what an image shows of it."
     layer, (height, width) = getattr(atlas, name), atlas.size
     (left, top), (across, down) = layer.box
     nodes = torch.from_numpy(pixel_grid(down, across).reshape(-1, 2) + (left, top)).float().to(layer.scale.device)
@@ -368,13 +386,13 @@ def _painted(atlas: Atlas, name: str, image: np.ndarray, frame: int) -> Callable
     inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
     colours = cv2.remap(image, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE).clip(0, 1)
     colours, known = _grow(colours, inside & (share > 0.9))
-    known = (known & inside)[..., None]  # the gap at an outline is closed, not the one at the picture's edge
+    known = (known & inside)[..., None]  # closes the gap at an outline, but not at the picture's edge
     sheet = np.concatenate([colours * known, known], -1).astype(np.float32)
     sheet = torch.from_numpy(sheet).permute(2, 0, 1)[None].to(layer.scale.device)
 
     def colour(uv: torch.Tensor) -> torch.Tensor:
         read = F.grid_sample(sheet, layer.encoding.place(uv)[None, None], align_corners=True)[0, :, 0].T
-        seen = read[:, 3:]  # colours were written where they are known, and are zero elsewhere
+        seen = read[:, 3:]  # colours in the sheet are zero where they are not known
         return read[:, :3] + (1 - seen) * layer.colour(uv)
 
     return colour
@@ -382,9 +400,12 @@ def _painted(atlas: Atlas, name: str, image: np.ndarray, frame: int) -> Callable
 # %% ../../nbs/baselines/05_atlas.ipynb #ee5924e0
 @dataclass(frozen=True)
 class LayeredAtlas:
-    """Layered atlas in the manner of Text2LIVE (Bar-Tal, Ofri-Amar, Fridman, Kasten, Dekel 2022), on the atlas of Kasten, Ofri, Wang, Dekel (2021).
-    Plainer: each layer starts from its affine motion by optical flow, colours are read from learned grids, and the edit is one edited
-    frame carried onto the atlas, not a generator trained on it."""
+    """Layered atlas in the manner of Text2LIVE (Bar-Tal, Ofri-Amar, Fridman, Kasten, Dekel 2022).
+
+    The atlas is that of Kasten, Ofri, Wang, Dekel (2021), simplified: each layer starts from its affine motion by
+    optical flow, and colours are read from learned grids. The edit is one edited frame that is carried onto the
+    atlas, not a generator that is trained on it.
+    """
 
     keyframe: int | None = None  # which frame is edited; None: the middle one
     visits: float = 12  # how often each pixel of the clip is drawn while fitting
@@ -397,6 +418,7 @@ class LayeredAtlas:
         edited = job.edit_images([keyframe])
         if len(job.clip) == 1:
             return edited
-        device = "cuda" if job.model.device.type == "cuda" else "cpu"  # on others, reading grids backwards is missing
+        # Other devices lack the gradient of `grid_sample`.
+        device = "cuda" if job.model.device.type == "cuda" else "cpu"
         atlas = fit_atlas(job.clip, job.flow, job.mask, self.visits, job.config.seed, device, job.progress)
         return job.clip_of(atlas.render(**paint(atlas, edited[0], keyframe)))

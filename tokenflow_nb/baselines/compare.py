@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .ablation import fixed_keyframes, joint_only, per_frame, plug_and_play, tokenflow, tokenflow_deflickered, tokenflow_published, vae
+from .ablation import fixed_keyframes, joint_only, per_frame, plug_and_play
+from .ablation import tokenflow, tokenflow_deflickered, tokenflow_published, vae
 from .atlas import LayeredAtlas
 from .job import Job, Method
 from .patches import KeyframePatches
@@ -30,33 +31,51 @@ from ..store import Store
 
 # %% ../../nbs/baselines/07_compare.ipynb #f640f749
 class Entry(NamedTuple):
-    "A method of the list."
+    "An entry of `METHODS`."
 
-    make: Callable[[], Method]  # with its default settings
+    make: Callable[[], Method]  # makes the method, with its default settings
     title: str
     about: str  # one line
 
 
 METHODS: dict[str, Entry] = {
     "vae": Entry(lambda: vae, "VAE round trip", "no edit: the steadiest result that this model can give"),
-    "plug_and_play": Entry(lambda: plug_and_play, "plug-and-play", "each frame alone, as the image editor's authors run it (Tumanyan et al. 2023)"),
+    "plug_and_play": Entry(
+        lambda: plug_and_play,
+        "plug-and-play",
+        "each frame alone, as the image editor's authors run it (Tumanyan et al. 2023)",
+    ),
     "per_frame": Entry(lambda: per_frame, "per frame", "each frame alone, with TokenFlow's settings"),
     "joint_only": Entry(lambda: joint_only, "joint attention only", "all frames attend to all, nothing is propagated"),
-    "fixed_keyframes": Entry(lambda: fixed_keyframes, "fixed keyframes", "TokenFlow with the same keyframes at every step"),
+    "fixed_keyframes": Entry(
+        lambda: fixed_keyframes, "fixed keyframes", "TokenFlow with the same keyframes at every step"
+    ),
     "tokenflow": Entry(lambda: tokenflow, "TokenFlow", "by the paper's rule (Geyer et al. 2023)"),
-    "tokenflow_deflickered": Entry(lambda: tokenflow_deflickered, "TokenFlow, deflickered", "and then filtered along the source's motion"),
-    "tokenflow_published": Entry(lambda: tokenflow_published, "TokenFlow, published rule", "as the authors' program propagates"),
+    "tokenflow_deflickered": Entry(
+        lambda: tokenflow_deflickered, "TokenFlow, deflickered", "and then filtered along the source's motion"
+    ),
+    "tokenflow_published": Entry(
+        lambda: tokenflow_published, "TokenFlow, published rule", "as the authors' program propagates"
+    ),
     "tune_a_video": Entry(TuneAVideo, "Tune-A-Video", "attention tuned on the clip (Wu et al. 2023)"),
-    "text2video_zero": Entry(Text2VideoZero, "Text2Video-Zero", "attention to the first frame (Khachatryan et al. 2023)"),
-    "patches": Entry(KeyframePatches, "keyframe patches", "one keyframe spread by patch matching, as EbSynth does (Jamriška et al. 2019)"),
-    "atlas": Entry(LayeredAtlas, "layered atlas", "the edit painted on an atlas, as Text2LIVE does (Bar-Tal et al. 2022)"),
+    "text2video_zero": Entry(
+        Text2VideoZero, "Text2Video-Zero", "attention to the first frame (Khachatryan et al. 2023)"
+    ),
+    "patches": Entry(
+        KeyframePatches,
+        "keyframe patches",
+        "one keyframe spread by patch matching, as EbSynth does (Jamriška et al. 2019)",
+    ),
+    "atlas": Entry(
+        LayeredAtlas, "layered atlas", "the edit painted on an atlas, as Text2LIVE does (Bar-Tal et al. 2022)"
+    ),
 }
 
 # %% ../../nbs/baselines/07_compare.ipynb #ca412a84
 def make_methods(
-    methods: Iterable[str] | Mapping[str, Method],  # names of `METHODS`, or methods by names of your own
+    methods: Iterable[str] | Mapping[str, Method],  # names in `METHODS`, or methods by names of your own
 ) -> dict[str, Method]:
-    "Methods by name. Raises `ValueError` for an unknown name, or none at all."
+    "Methods by name. Raises `ValueError` for an unknown name, and if there is no name."
     names = list(dict.fromkeys(map(str, listed("methods", methods, "names"))))
     if not names:
         raise ValueError(f"methods is empty: name at least one of {', '.join(METHODS)}")
@@ -65,7 +84,8 @@ def make_methods(
     for name in names:
         if name not in METHODS:
             near = difflib.get_close_matches(str(name), METHODS, n=1)
-            raise ValueError(f"methods: {name!r} is unknown; {f'did you mean {near[0]!r}? ' if near else ''}there are {', '.join(METHODS)}")
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"methods: {name!r} is unknown; {hint}there are {', '.join(METHODS)}")
     return {name: METHODS[name].make() for name in names}
 
 # %% ../../nbs/baselines/07_compare.ipynb #91888e45
@@ -77,13 +97,13 @@ def compare(
     config: EditConfig | None = None,  # settings to start from; None: the defaults
     *,
     model: str | Model = "sd1.5",
-    mask: np.ndarray | None = None,  # (f, h, w) bool at that size: the object, for methods that need to be told
+    mask: np.ndarray | None = None,  # (f, h, w) bool, at the edited size: the object, for methods that use it
     store: Store | None = None,  # None: the default cache
     device: str | None = None,
     progress: bool = True,
     **overrides,  # of `EditConfig`, its editor, and `Reading`, by name
 ) -> dict[str, EditResult]:
-    "The same edit by each method. Bad arguments raise `ValueError` before any long work."
+    "The same edit by each method: a result for each name. Bad arguments raise `ValueError` before any long work."
     read, settings = split_options(overrides, Reading)
     chosen, settings, reading = make_methods(methods), configured(prompt, config, settings), Reading(**read)
     store, progress, device = Execution(store=store).store, switch("progress", progress), known_device("device", device)

@@ -23,24 +23,25 @@ from ..files import checked_path
 
 # %% ../../nbs/baselines/06_external.ipynb #dfc5be44
 def slug(name: str) -> str:
-    "A name in lower case, with a hyphen for each run of other signs than letters, digits and underscores."
+    "A name in lower case. Each run of characters other than letters, digits and underscores becomes a hyphen."
     return re.sub(r"\W+", "-", name.casefold()).strip("-")
 
 # %% ../../nbs/baselines/06_external.ipynb #b198a676
 def _may_be_video(path: Path) -> bool:
-    "Whether a file's name does not rule it out. A folder may hold frames."
+    "Whether a path can be a video, judged by its name. A folder can hold frames."
     kind = mimetypes.guess_type(path.name)[0]
     return path.is_dir() or kind is None or kind.startswith("video/") or kind == "image/gif"
 
 
 def find_result(
-    folder: Path,  # where the clips of one program lie
+    folder: Path,  # with the clips of one program
     name: str,  # of the case
 ) -> Path:
-    "The video, or the folder of frames, that has a case's name. Raises `ClipError` that says what was looked for and what is there."
+    "The video, or the folder of frames, with a case's name. Raises `ClipError` when there is none or more than one."
     wanted = slug(name)
     if not wanted:
-        raise ClipError(f"name={name!r}: a clip of another program is found by the name of its case: give Job(..., name=...)")
+        needed = "a clip of another program is found by the name of its case: give Job(..., name=...)"
+        raise ClipError(f"name={name!r}: {needed}")
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and _may_be_video(path))
     fitting = [path for path in entries if wanted in (slug(path.stem), slug(path.name))]
     if len(fitting) == 1:
@@ -48,22 +49,24 @@ def find_result(
     if fitting:
         raise ClipError(f"{folder} has {', '.join(path.name for path in fitting)} for {name!r}: leave one of them")
     there = ", ".join(path.name for path in entries[:8]) + (f" and {len(entries) - 8} more" if len(entries) > 8 else "")
-    raise ClipError(f"{folder} has no clip of {name!r}: looked for {wanted}.mp4 (or another video) or a folder {wanted}; there is {there or 'nothing'}")
+    looked_for = f"{wanted}.mp4 (or another video) or a folder {wanted}"
+    raise ClipError(f"{folder} has no clip of {name!r}: looked for {looked_for}; there is {there or 'nothing'}")
 
 # %% ../../nbs/baselines/06_external.ipynb #bbe3f053
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def _in_order(path: Path) -> list[tuple[int, str]]:
-    "What sorts numbers in a name by their value."
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name.casefold())]
+    "A key that sorts the numbers in names by their value."
+    parts = re.split(r"(\d+)", path.name.casefold())
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def read_pictures(
     folder: Path,  # of pictures, sorted by the numbers in their names
-    fps: float = 8.0,  # what they are shown at
+    fps: float = 8.0,  # frame rate of the clip
 ) -> Clip:
-    "The pictures of a folder as a clip. Raises `ClipError` when there are none, one cannot be read, or they differ in size."
+    "The pictures of a folder as a clip. Raises `ClipError` for no pictures, an unreadable one, or different sizes."
     folder = checked_path("folder", folder)
     paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in _PICTURES), key=_in_order)
     frames = []
@@ -74,7 +77,8 @@ def read_pictures(
         except (OSError, UnidentifiedImageError) as error:
             raise ClipError(f"{path} is not a picture that can be read: {str(error).splitlines()[0]}") from error
         if frames[-1].shape != frames[0].shape:
-            raise ClipError(f"{path} has {frames[-1].shape[:2]} pixels, {paths[0].name} {frames[0].shape[:2]}: frames of one clip have one size")
+            first = f"{paths[0].name} {frames[0].shape[:2]}"
+            raise ClipError(f"{path} has {frames[-1].shape[:2]} pixels, {first}: frames of one clip have one size")
     if not frames:
         raise ClipError(f"{folder} holds no pictures: give files ending in {', '.join(_PICTURES)}")
     return Clip(np.stack(frames), fps=fps, source=str(folder))
@@ -84,40 +88,51 @@ def matching_frames(
     count: int,  # frames of the other clip
     wanted: int,  # frames of the source
 ) -> np.ndarray:  # (wanted,) int
-    "For each frame of the source, which frame of another clip of equal duration is on the screen at the middle of its time."
+    "For each frame of the source: which frame of a clip of equal duration is shown at the middle of its time."
     return (2 * np.arange(wanted) + 1) * count // (2 * wanted)
 
 # %% ../../nbs/baselines/06_external.ipynb #453b5f98
 def retime(
     clip: Clip,  # of another program
     source: Clip,
-    has_rate: bool = True,  # False: `clip.fps` is not to be trusted, as with pictures in a folder
+    has_rate: bool = True,  # False: `clip.fps` means nothing, as for pictures in a folder
 ) -> Clip:
-    "The clip with as many frames as the source, at its rate. Raises `ClipError` for one of equal rate that is shorter. Warns when it stretches."
+    """The clip with the source's number of frames, at the source's rate.
+
+    Raises `ClipError` when the clip has the same rate and is shorter. Warns when it has another rate and another
+    duration, so that it must be stretched.
+    """
+    name = repr(clip.source or clip)
     if has_rate and abs(clip.fps / source.fps - 1) < 0.01:
         if len(clip) < len(source):
             remedy = f"have the rest made, or compare on the first {len(clip)} frames of the source"
-            raise ClipError(f"{clip.source or clip!r} has {len(clip)} frames at {clip.fps:g} fps, the source {len(source)}: {remedy}")
+            raise ClipError(f"{name} has {len(clip)} frames at {clip.fps:g} fps, the source {len(source)}: {remedy}")
         frames = clip.frames[: len(source)]
     else:
         if has_rate and abs(clip.duration - source.duration) > 1.01 / min(clip.fps, source.fps):
-            warnings.warn(f"{clip.source or clip!r} lasts {clip.duration:.2f} s, the source {source.duration:.2f} s: it is stretched to fit", UserWarning, stacklevel=2)
+            lengths = f"lasts {clip.duration:.2f} s, the source {source.duration:.2f} s"
+            warnings.warn(f"{name} {lengths}: it is stretched to fit", UserWarning, stacklevel=2)
         frames = clip.frames[matching_frames(len(clip), len(source))]
     return replace(source, frames=frames)
 
 # %% ../../nbs/baselines/06_external.ipynb #81eaf793
 @dataclass(frozen=True)
 class External:
-    """Reads clips that another program has made. Raises `ValueError` for a folder that is not there, and `ClipError` (on a job) for a clip
-    that is missing, does not decode or is too short."""
+    """Reads clips that another program has made.
 
-    name: str  # of the program, as the table shall show it
-    folder: Path  # a video or a folder of frames for each case, under the slug of the case's name
+    Raises `ValueError` for a folder that does not exist. When it is called with a job, raises `ClipError` for a clip
+    that is missing, cannot be decoded, or is too short.
+    """
+
+    name: str  # of the program, as it appears in the table
+    folder: Path  # has for each case a video or a folder of frames; its name is the slug of the case's name
 
     def __post_init__(self):
-        check_fields(self, dict(name=partial(text, needed="give the name of the program, as the table shall show it"), folder=checked_path))
+        named = partial(text, needed="give the name of the program, as the table shall show it")
+        check_fields(self, dict(name=named, folder=checked_path))
         if not self.folder.is_dir():
-            raise ValueError(f"folder={str(self.folder)!r}: no such folder; give one that holds the clips that {self.name} made")
+            remedy = f"give one that holds the clips that {self.name} made"
+            raise ValueError(f"folder={str(self.folder)!r}: no such folder; {remedy}")
 
     def __call__(self, job: Job) -> Clip:
         path = find_result(self.folder, job.name)
@@ -126,8 +141,8 @@ class External:
 
 
 def external(
-    name: str,  # of the program, as the table shall show it
-    folder: str | Path,  # a video or a folder of frames for each case, under the slug of the case's name
+    name: str,  # of the program, as it appears in the table
+    folder: str | Path,  # has for each case a video or a folder of frames; its name is the slug of the case's name
 ) -> External:
-    "A method that reads finished clips."
+    "A method that reads finished clips. Raises `ValueError` for a folder that does not exist."
     return External(name, folder)

@@ -28,13 +28,17 @@ from ..trajectory import Trajectory
 # %% ../../nbs/baselines/00_job.ipynb #1bf34ef0
 @dataclass(eq=False)
 class Job:
-    "A clip and the edit that is asked for. Raises `ModelError` when the clip's size does not suit the model, `ValueError` for a mask that does not fit it."
+    """A clip and its edit, as all methods get them.
+
+    Raises `ModelError` when the clip's size does not suit the model, and `ValueError` when the mask does not fit the
+    clip.
+    """
 
     model: Model
     clip: Clip  # height and width multiples of `model.multiple`
-    config: EditConfig  # sentences, steps, guidance, base image editor, seed
+    config: EditConfig  # prompts, steps, guidance, base image editor, seed
     name: str = ""  # of the case in a benchmark
-    mask: np.ndarray | None = None  # (f, h, w) bool: the object, for methods that need to be told
+    mask: np.ndarray | None = None  # (f, h, w) bool: the object, for methods that use it
     store: Store | None = None  # None: the default cache
     progress: bool = False
 
@@ -42,7 +46,8 @@ class Job:
         check_size(self.model, self.clip)
         shape = self.clip.frames.shape[:3]
         if self.mask is not None and (np.shape(self.mask) != shape or np.asarray(self.mask).dtype != bool):
-            raise ValueError(f"mask of shape {np.shape(self.mask)}: give a bool for each pixel of {self.clip!r}, {shape}")
+            needed = f"give a bool for each pixel of {self.clip!r}, {shape}"
+            raise ValueError(f"mask of shape {np.shape(self.mask)}: {needed}")
 
     @cached_property
     def trajectory(self) -> Trajectory:
@@ -56,7 +61,7 @@ class Job:
 
     @property
     def execution(self) -> Execution:
-        "Nothing is kept but the inversion, so that each method's own time can be measured."
+        "Only the inversion is stored, so that each method's own time can be measured."
         return Execution(store=self.store, source_branch="live", keep=False)
 
     @cached_property
@@ -69,10 +74,10 @@ class Job:
         keyframes: torch.Tensor | None = None,  # (steps, intervals) frame indices; None: drawn from the seed
         **changes,  # fields of `EditConfig`
     ) -> Clip:
-        "The clip as `Edit` makes it."
+        "The clip edited by TokenFlow, with `changes` to the settings."
         config = replace(self.config, **changes)
         if config.keyframe_interval is not None:
-            intervals(len(self.clip), config.keyframe_interval)  # before the clip is inverted
+            intervals(len(self.clip), config.keyframe_interval)  # raises before the clip is inverted
         return drive(stages(self.model, self.clip, config, self.execution, keyframes=keyframes), self.progress).edited
 
     def edit_images(
@@ -80,7 +85,7 @@ class Job:
         positions: Sequence[int],  # which frames
         **changes,  # fields of `EditConfig`
     ) -> Clip:
-        "Some frames alone, edited jointly: for methods that edit a keyframe and spread it."
+        "Some frames, edited jointly: for methods that edit a keyframe and spread it."
         return self.begun.excerpt(list(positions), **changes).run(progress=self.progress).decode()
 
     def clip_of(self, frames: np.ndarray) -> Clip:  # (f, h, w, 3) uint8
@@ -89,20 +94,22 @@ class Job:
 
     def encode(self) -> torch.Tensor:  # (f, c, h, w)
         "The clean latents of the clip."
-        pieces = Blocks(self.execution.block_size).map(lambda rows: self.model.encode(self.clip.frames[rows]), len(self.clip))
-        return torch.cat(list(pieces))
+        encode = lambda rows: self.model.encode(self.clip.frames[rows])  # noqa: E731
+        return torch.cat(list(Blocks(self.execution.block_size).map(encode, len(self.clip))))
 
     def keyframe(self, asked: int | None) -> int:
-        "The frame that a method edits: the one asked for, or the middle one. Raises `ValueError` for one that the clip does not have."
+        "The number of the frame to edit; None is the middle one. Raises `ValueError` if the clip does not have it."
         asked = check_keyframe("keyframe", asked)
         if asked is not None and asked >= len(self.clip):
-            raise ValueError(f"keyframe={asked}: the clip has {len(self.clip)} frames; give a number below that, or None for the middle one")
+            remedy = "give a number below that, or None for the middle one"
+            raise ValueError(f"keyframe={asked}: the clip has {len(self.clip)} frames; {remedy}")
         return len(self.clip) // 2 if asked is None else asked
 
     def decode(self, latents: torch.Tensor) -> Clip:  # (f, c, h, w)
         "Latents as a clip with the source's timing."
-        pieces = Blocks(self.execution.block_size).map(lambda rows: torch.from_numpy(self.model.decode(latents[rows])), len(latents))
-        return self.clip_of(torch.cat(list(pieces)).numpy())
+        decode = lambda rows: torch.from_numpy(self.model.decode(latents[rows]))  # noqa: E731
+        pieces = list(Blocks(self.execution.block_size).map(decode, len(latents)))
+        return self.clip_of(torch.cat(pieces).numpy())
 
 
 def check_keyframe(name: str, asked: int | None) -> int | None:

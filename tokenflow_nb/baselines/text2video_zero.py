@@ -29,7 +29,10 @@ from ..model import Blocks, Model
 def global_motion(
     flow: Flow,  # of the source
 ) -> np.ndarray:
-    "How far each frame's picture has moved since the first frame, `(f, 2)` in pixels (x, y): sums of the flow's median over visible pixels."
+    """How far each frame's picture has moved since the first frame, `(f, 2)` in pixels (x, y).
+
+    Each step is the median of the flow over visible pixels.
+    """
     medians = [
         np.median(motion[seen] if seen.any() else motion.reshape(-1, 2), axis=0)
         for motion, seen in zip(flow.forward_flow, flow.forward_visible)
@@ -49,7 +52,8 @@ def translate(
     "Latents `(f, c, h, w)` moved right and down, mirrored at the edges."
     height, width = latents.shape[-2:]
     latents = latents.expand(len(cells), -1, -1, -1)
-    columns, rows = (_mirrored(torch.arange(size) - cells[:, axis, None], size) for axis, size in ((0, width), (1, height)))
+    columns = _mirrored(torch.arange(width) - cells[:, 0, None], width)
+    rows = _mirrored(torch.arange(height) - cells[:, 1, None], height)
     which = torch.arange(len(cells))[:, None, None]
     return latents[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
@@ -60,7 +64,7 @@ def add_noise(
     target: float,  # ᾱ of a noisier level
     generator: torch.Generator,
 ) -> torch.Tensor:
-    "The latents at a noisier level: a step of the forward process, with fresh noise for each frame."
+    "The latents at a noisier level: one step of the forward process, with separate noise for each frame."
     kept = target / source
     return kept**0.5 * latents + (1 - kept) ** 0.5 * torch.randn(latents.shape, generator=generator)
 
@@ -70,7 +74,7 @@ def canny(
     low: float = 100,
     high: float = 200,
 ) -> np.ndarray:
-    "White edges on black, `(f, h, w, 3)` uint8, as ControlNets for edges were trained on."
+    "White edges on black, `(f, h, w, 3)` uint8: the input of ControlNets for edges."
     edges = [cv2.Canny(cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY), low, high) for frame in frames]
     return np.repeat(np.stack(edges)[..., None], 3, -1)
 
@@ -81,10 +85,10 @@ def residuals(
     latents: torch.Tensor,  # (f, c, h, w)
     timestep: int,
     embeds: torch.Tensor,  # (1, tokens, c)
-    scale: float,  # how strongly the condition acts
-    model: Model,  # whose UNet gets the residuals
+    scale: float,  # strength of the condition
+    model: Model,  # its UNet gets the residuals
 ) -> dict:
-    "What `Model.predict` gets beside latents and text: the ControlNet's residuals for these frames."
+    "The ControlNet's residuals for these frames, as keyword arguments of `Model.predict`."
     to = dict(device=controlnet.device, dtype=controlnet.dtype)
     condition = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(**to) / 255
     embeds = embeds.to(**to).expand(len(latents), -1, -1)
@@ -92,51 +96,56 @@ def residuals(
         down, middle = controlnet(latents.to(**to), timestep, embeds, condition, scale, return_dict=False)
     back = dict(device=model.device, dtype=model.dtype)
     return dict(
-        down_block_additional_residuals=tuple(row.to(**back) for row in down), mid_block_additional_residual=middle.to(**back)
+        down_block_additional_residuals=tuple(row.to(**back) for row in down),
+        mid_block_additional_residual=middle.to(**back),
     )
 
 # %% ../../nbs/baselines/03_text2video_zero.ipynb #d31b17e8
 def _check_control(controlnet: ControlNetModel, pictures: np.ndarray, job: Job):
     "Raises `ValueError` when a ControlNet or its condition does not suit the job."
-    model, shape = job.model, job.clip.frames.shape
+    model, shape, remedy = job.model, job.clip.frames.shape, "take a ControlNet made for this model"
     if not isinstance(pictures, np.ndarray) or pictures.shape != shape or pictures.dtype != np.uint8:
         found = f"{getattr(pictures, 'dtype', type(pictures).__name__)} {getattr(pictures, 'shape', '')}"
         raise ValueError(f"condition gave {found}: it must turn frames into uint8 pictures of the same shape {shape}")
     theirs, ours = controlnet.config.cross_attention_dim, model.unet.config.cross_attention_dim
     if theirs != ours:
-        raise ValueError(f"controlnet reads text states of {theirs} channels, {model.name} gives {ours}: take a ControlNet made for this model")
+        raise ValueError(f"controlnet reads text states of {theirs} channels, {model.name} gives {ours}: {remedy}")
     shrinks = 2 ** (len(controlnet.config.conditioning_embedding_out_channels) - 1)
     if shrinks != model.vae_scale:
-        raise ValueError(
-            f"controlnet makes pictures {shrinks} times smaller, the VAE of {model.name} {model.vae_scale} times: take a ControlNet made for this model"
-        )
+        needed = f"the VAE of {model.name} {model.vae_scale} times"
+        raise ValueError(f"controlnet makes pictures {shrinks} times smaller, {needed}: {remedy}")
 
 # %% ../../nbs/baselines/03_text2video_zero.ipynb #404e52eb
 @dataclass(frozen=True)
 class Text2VideoZero:
-    """Text2Video-Zero (Khachatryan et al. 2023) as an editor: cross-frame attention to the first frame, which starts from its inverted noise.
+    """Text2Video-Zero (Khachatryan et al. 2023) as an editor.
 
-    Plainer than the published program: whole cells of motion, T is the noisiest timestep, no smoothing of the background by a saliency mask.
-    Without a ControlNet, all motion is one translation a frame: by default the source's median flow. The base image editor of the job's
-    settings plays no part.
+    All frames attend to the first frame, which starts from its inverted noise. Without a ControlNet, the only motion
+    is one translation for each frame: by default the source's median flow.
+
+    Simplified: latents move by whole cells, T is the noisiest timestep, and no saliency mask smooths the background.
+    The base image editor of the job's settings is not used.
     """
 
     motion: tuple[float, float] | None = None  # pixels (x, y) per frame; None: the median of the source's flow
-    fall: int = 60  # timesteps that the first frame is denoised before it is moved; more is more alike
+    fall: int = 60  # timesteps by which the first frame is denoised before it is moved; more makes frames more alike
     controlnet: ControlNetModel | None = field(default=None, repr=False)  # its condition then replaces the motion
     condition: Callable[[np.ndarray], np.ndarray] = canny  # frames to pictures, both (f, h, w, 3) uint8
-    control_scale: float = 1.0  # how strongly the condition acts
+    control_scale: float = 1.0  # strength of the condition
 
     def __post_init__(self):
         motion = np.asarray((0, 0) if self.motion is None else self.motion)
         if motion.shape != (2,) or motion.dtype.kind not in "iuf" or not np.isfinite(motion).all():
-            raise ValueError(f"motion={self.motion!r}: give two numbers (x, y) in pixels per frame, or None for the source's own")
-        check_fields(self, dict(fall=partial(whole, least=1, of="timesteps", note="the paper's is 60"), control_scale=number))
+            needed = "give two numbers (x, y) in pixels per frame, or None for the source's own"
+            raise ValueError(f"motion={self.motion!r}: {needed}")
+        timesteps = partial(whole, least=1, of="timesteps", note="the paper's is 60")
+        check_fields(self, dict(fall=timesteps, control_scale=number))
         if self.controlnet is not None and self.motion is not None:
-            raise ValueError(f"motion={self.motion!r} with a controlnet: the condition gives the motion, so leave one of them out")
+            needed = "the condition gives the motion, so leave one of them out"
+            raise ValueError(f"motion={self.motion!r} with a controlnet: {needed}")
 
     def cells(self, job: Job) -> torch.Tensor:
-        "How far each frame is moved: whole cells `(f, 2)` of the latents (x, y)."
+        "How far each frame is moved: `(f, 2)`, in whole cells (x, y) of the latents."
         frames = len(job.clip)
         if self.motion is not None:
             pixels = np.arange(frames)[:, None] * np.asarray(self.motion, float)
@@ -147,33 +156,38 @@ class Text2VideoZero:
     def __call__(self, job: Job) -> Clip:
         "The edited clip."
         model, config, blocks = job.model, job.config, Blocks(job.execution.block_size)
-        pictures = None if self.controlnet is None else self.condition(job.clip.frames)
-        if self.controlnet is not None:
-            _check_control(self.controlnet, pictures, job)
+        controlnet, scale = self.controlnet, self.control_scale
+        pictures = None if controlnet is None else self.condition(job.clip.frames)
+        if controlnet is not None:
+            _check_control(controlnet, pictures, job)
         memory, control = FrameMemory(("first",)), FrameMemory(("first",))
 
         def predict(latents: torch.Tensor, timestep: int, embeds: torch.Tensor) -> torch.Tensor:
             def conditioned(rows: slice) -> dict:
                 control.start = rows.start
-                return residuals(self.controlnet, pictures[rows], latents[rows], timestep, embeds, self.control_scale, model)
+                return residuals(controlnet, pictures[rows], latents[rows], timestep, embeds, scale, model)
 
-            return clip_noise(model, memory, blocks, latents, timestep, embeds, conditioned if self.controlnet else _nothing)
+            more = conditioned if controlnet else _nothing
+            return clip_noise(model, memory, blocks, latents, timestep, embeds, more)
 
         conditioning, timesteps = Conditioning.of(model, config), model.schedule.timesteps(config.num_inference_steps)
-        scale = model.guidance_scale if config.guidance_scale is None else config.guidance_scale
-        noise_at = lambda x, t: guided(lambda embeds: predict(x, t, embeds), conditioning, scale)  # noqa: E731
-        first = job.trajectory.at(timesteps[0], [0])  # before the processors come: others read the same trajectory
-        with cross_frame(model.unet, memory), cross_frame(self.controlnet, control) if self.controlnet else nullcontext():
+        guidance = model.guidance_scale if config.guidance_scale is None else config.guidance_scale
+        noise_at = lambda x, t: guided(lambda embeds: predict(x, t, embeds), conditioning, guidance)  # noqa: E731
+        # Computed before the processors are installed, since other methods read the same trajectory.
+        first = job.trajectory.at(timesteps[0], [0])
+        with cross_frame(model.unet, memory), cross_frame(controlnet, control) if controlnet else nullcontext():
             latents = self._start(job, first, timesteps, noise_at)
             return job.decode(denoise(model, latents, timesteps, noise_at, None, job.progress))
 
     def _start(self, job: Job, first: torch.Tensor, timesteps: list[int], noise_at: Callable) -> torch.Tensor:
+        "The noise `(f, c, h, w)` that all frames start from."
         if self.controlnet is not None:
             return first.expand(len(job.clip), -1, -1, -1)
         highest, lowest = timesteps[0], max(timesteps[0] - self.fall, 0)
         fallen = denoise(job.model, first, [timestep for timestep in timesteps if timestep > lowest], noise_at, lowest)
         generator, level = torch.Generator().manual_seed(job.config.seed), job.model.schedule.level
-        return torch.cat([first, add_noise(translate(fallen, self.cells(job)[1:]), level(lowest), level(highest), generator)])
+        moved = translate(fallen, self.cells(job)[1:])
+        return torch.cat([first, add_noise(moved, level(lowest), level(highest), generator)])
 
 
 def _nothing(rows: slice) -> dict:

@@ -33,10 +33,10 @@ from ..model import Blocks, Model, ModelError, NoiseSchedule
 # %% ../../nbs/baselines/02_tune_a_video.ipynb #c67ac39a
 @dataclass
 class FrameMemory:
-    "Which frames the current UNet call holds, and the keys and values that later calls at the same timestep look back at."
+    "The frames of the current UNet call, and the keys and values that later calls at the same timestep need."
 
     reach: tuple[str, ...] = ("first", "previous")  # what each frame attends to
-    start: int = 0  # position in the clip of the first row of the batch; blocks must come in order, from 0
+    start: int = 0  # which frame of the clip is the first row of the batch; blocks must come in order, from 0
     kept: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict)  # layer -> frame -> (2, 1, s, c)
 
     def seen(
@@ -48,7 +48,7 @@ class FrameMemory:
         start, kept = self.start, self.kept.get(layer, {})
         first, before = (kept[0], kept[start - 1]) if start else (rows[:, :1], rows[:, :1])
         last = start + rows.shape[1] - 1
-        # the frame before stays until the next block: after running out of memory a block is tried again, shorter
+        # The frame before is kept until the next block: a block that ran out of memory is repeated with fewer frames.
         found = {0: first, max(start - 1, 0): before, last: rows[:, -1:] if last else first}
         self.kept[layer] = {frame: row.detach().clone() for frame, row in found.items()}
         frames = dict(first=first.expand_as(rows), previous=torch.cat([before, rows[:, :-1]], 1))
@@ -56,13 +56,18 @@ class FrameMemory:
 
 # %% ../../nbs/baselines/02_tune_a_video.ipynb #5208dff8
 class CrossFrameAttention:
-    "The processor of one self-attention layer: each frame attends to the frames that `FrameMemory` shows it."
+    "The processor of one self-attention layer: each frame attends to the frames that `FrameMemory` gives."
 
     def __init__(self, layer: str, memory: FrameMemory):
         self.layer, self.memory = layer, memory
 
-    def __call__(self, attn, hidden_states: torch.Tensor, encoder_hidden_states=None, attention_mask=None, temb=None) -> torch.Tensor:
-        "The attention's output `(f, s, c)` for normalised tokens `(f, s, c)` of f frames. Raises `ValueError` for other attention."
+    def __call__(
+        self, attn, hidden_states: torch.Tensor, encoder_hidden_states=None, attention_mask=None, temb=None
+    ) -> torch.Tensor:
+        """The attention's output `(f, s, c)` for normalised tokens `(f, s, c)` of f frames.
+
+        Raises `ValueError` for cross-attention and for a mask.
+        """
         if encoder_hidden_states is not None or attention_mask is not None:
             raise ValueError(f"{self.layer} is not a plain self-attention: give a UNet whose attn1 is")
         rows = torch.stack([attn.to_k(hidden_states), attn.to_v(hidden_states)])
@@ -75,7 +80,7 @@ def cross_frame(
     network: nn.Module,  # a UNet or a ControlNet
     memory: FrameMemory,
 ) -> Iterator[FrameMemory]:
-    "Cross-frame attention in every self-attention of a network, for the length of a `with` block."
+    "Installs cross-frame attention in every self-attention of a network, within a `with` block."
     layers = self_attentions(network)
     with lock_of(network).changing("attention processors"):
         before = {name: layer.processor for name, layer in layers.items()}
@@ -88,40 +93,43 @@ def cross_frame(
                 layer.set_processor(before[name])
 
 # %% ../../nbs/baselines/02_tune_a_video.ipynb #0c01bc5d
-_PLACES = 2048  # tokens of a frame at a time; times the heads it stays far below the 65535 rows that CUDA's kernels take
+# Tokens of a frame that are computed at a time. Times the heads, this is far below 65535, the limit of CUDA's kernels.
+_PLACES = 2048
 
 
 class TemporalAttention(nn.Module):
-    "Residual attention over the frames at each place; zero at first."
+    "Residual attention over the frames at each place. It adds zero before training."
 
     def __init__(self, channels: int, heads: int, generator: torch.Generator):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(channels, elementwise_affine=False)
-        # made empty, so that torch's global random numbers are not used up
-        self.to_q, self.to_k, self.to_v = (nn.utils.skip_init(nn.Linear, channels, channels, bias=False) for _ in range(3))
-        self.to_out = nn.utils.skip_init(nn.Linear, channels, channels)
+        # `skip_init` does not use torch's global random numbers.
+        linear = partial(nn.utils.skip_init, nn.Linear, channels, channels)
+        self.to_q, self.to_k, self.to_v = (linear(bias=False) for _ in range(3))
+        self.to_out = linear()
         for layer in (self.to_q, self.to_k, self.to_v):
             nn.init.xavier_uniform_(layer.weight, generator=generator)
         for parameter in self.to_out.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        "Tokens `(f, s, c)` with what the other frames add."
+        "Tokens `(f, s, c)` plus the attention over all frames."
         return torch.cat([piece + self._along_time(self.norm(piece)) for piece in tokens.split(_PLACES, 1)], 1)
 
     def _along_time(self, tokens: torch.Tensor) -> torch.Tensor:
         tokens = tokens.transpose(0, 1)  # (s, f, c)
-        return self.to_out(frame_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.heads)).transpose(0, 1)
+        mixed = frame_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.heads)
+        return self.to_out(mixed).transpose(0, 1)
 
 # %% ../../nbs/baselines/02_tune_a_video.ipynb #3c954c83
 class VideoUNet:
     "A float32 copy of a UNet with sparse-causal and temporal attention."
 
     def __init__(self, unet: UNet2DConditionModel, seed: int = 0):
-        with lock_of(unet):  # not while another thread has exchanged its processors
+        with lock_of(unet):  # not while another thread has replaced its processors
             self.unet, self.memory = copy.deepcopy(unet).float(), FrameMemory()
-        if self.unet.device.type != "cpu":  # memory is what a GPU lacks, time what a CPU does
+        if self.unet.device.type != "cpu":  # saves memory and costs time; a CPU has enough memory
             self.unet.enable_gradient_checkpointing()
         generator = torch.Generator().manual_seed(seed)
         blocks = [module for module in self.unet.modules() if isinstance(module, BasicTransformerBlock)]
@@ -134,13 +142,14 @@ class VideoUNet:
 
     def tuned(self) -> dict[str, nn.Parameter]:
         "The parameters that are tuned."
-        queries = {name: p for name, p in self.unet.named_parameters() if ".attn1.to_q." in name or ".attn2.to_q." in name}
-        return queries | {f"temporal.{name}": p for name, p in self.temporal.named_parameters()}
+        queries = (".attn1.to_q.", ".attn2.to_q.")
+        tuned = {name: p for name, p in self.unet.named_parameters() if any(query in name for query in queries)}
+        return tuned | {f"temporal.{name}": p for name, p in self.temporal.named_parameters()}
 
     def to(self, dtype: torch.dtype) -> "VideoUNet":
-        "The same, ready to sample in another precision."
+        "Converts itself to another precision, for sampling."
         for network in (self.unet, self.temporal):
-            nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns, even where nothing changes
+            nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` would warn without reason
         return self
 
 # %% ../../nbs/baselines/02_tune_a_video.ipynb #6d45e19b
@@ -152,7 +161,7 @@ def denoising_loss(
     timestep: int,
     noise: torch.Tensor,  # (f, c, h, w)
 ) -> torch.Tensor:
-    "Mean squared error of what the UNet predicts for noised latents: a scalar with its gradient."
+    "Mean squared error of the UNet's prediction for noisy latents: a scalar with a gradient."
     level = schedule.level(timestep)
     target = noise
     if schedule.prediction_type == "v_prediction":
@@ -167,14 +176,14 @@ def tune(
     video: VideoUNet,
     schedule: NoiseSchedule,
     latents: torch.Tensor,  # (f, c, h, w) of the clip, clean
-    embeds: torch.Tensor,  # (1, tokens, c) of the sentence that describes it
+    embeds: torch.Tensor,  # (1, tokens, c) of the source prompt
     steps: int,
     rate: float,
     window: int = 24,  # frames that are tuned together
     seed: int = 0,
     progress: bool = False,
 ) -> list[float]:
-    "Tunes the copy on a clip; the loss of each step. Raises `ModelError` when it stops being a number."
+    "Tunes the copy on a clip. Returns the loss of each step. Raises `ModelError` when the loss is not finite."
     generator, length = torch.Generator().manual_seed(seed), min(window, len(latents))
     parameters = [p.requires_grad_() for p in video.tuned().values()]
     optimiser, losses = torch.optim.AdamW(parameters, lr=rate), []
@@ -193,7 +202,7 @@ def tune(
 
 
 def _spread_timesteps(schedule: NoiseSchedule, steps: int, generator: torch.Generator) -> list[int]:
-    # multiples of the golden section fill the schedule evenly however few they are; independent draws would leave gaps
+    # Multiples of the golden section cover the schedule evenly even if they are few. Independent draws leave gaps.
     golden = (math.sqrt(5) - 1) / 2
     places = (torch.rand((), generator=generator, dtype=torch.float64) + golden * torch.arange(steps)) % 1
     return (places * schedule.scheduler.config.num_train_timesteps).long().tolist()
@@ -206,9 +215,9 @@ def clip_noise(
     latents: torch.Tensor,  # (f, c, h, w) of all frames
     timestep: int,
     embeds: torch.Tensor,  # (1, tokens, c)
-    unet_kwargs: Callable[[slice], dict] = lambda rows: {},  # what the UNet gets beside, for some frames
+    unet_kwargs: Callable[[slice], dict] = lambda rows: {},  # more arguments of the UNet, for a block of frames
 ) -> torch.Tensor:
-    "The noise `(f, c, h, w)` that the model sees under one sentence, a block of frames after the other."
+    "The noise `(f, c, h, w)` that the model predicts with one prompt, one block of frames after the other."
 
     def work(rows: slice) -> torch.Tensor:
         memory.start = rows.start
@@ -220,7 +229,7 @@ def clip_noise(
 def guided(
     noise_under: Callable[[torch.Tensor], torch.Tensor],  # embeds -> noise
     conditioning: Conditioning,
-    scale: float,  # 1: no guidance, and no negative sentence
+    scale: float,  # 1: no guidance, and the negative prompt is not evaluated
 ) -> torch.Tensor:
     "The noise by classifier-free guidance."
     positive = noise_under(conditioning.positive)
@@ -230,18 +239,20 @@ def guided(
     return negative + scale * (positive - negative)
 
 # %% ../../nbs/baselines/02_tune_a_video.ipynb #7fe03203
-_WAY = 0.015  # 500 steps of 3e-5, as in the published program
+_WAY = 0.015  # steps × rate: 500 steps of 3e-5, as in the published program
 
 
 @dataclass(frozen=True)
 class TuneAVideo:
-    """Tune-A-Video (Wu et al. 2023): an inflated copy of the UNet is tuned on the clip, inverts it, and samples it with the new sentence.
+    """Tune-A-Video (Wu et al. 2023).
 
-    Plainer than the published program: float32 without accelerate, timesteps spread instead of drawn, every frame of the clip. The base image
-    editor of the job's settings plays no part.
+    An inflated copy of the UNet is tuned on the clip. It inverts the clip, and samples it with the new prompt.
+
+    Unlike the published program: float32 without accelerate, evenly spread timesteps, every frame of the clip. The
+    base image editor of the job's settings is not used.
     """
 
-    steps: int | None = None  # of tuning; None: until steps × rate is 0.015, the way of the published program
+    steps: int | None = None  # of tuning; None: until steps × rate is 0.015, as in the published program
     rate: float | None = None  # learning rate; None: 3e-5 for 320 channels, more for a narrower UNet
     window: int = 24  # frames that attend to each other along time
 
@@ -253,8 +264,10 @@ class TuneAVideo:
         ))
 
     def plan(self, model: Model) -> tuple[int, float]:
-        "Steps and learning rate of the tuning."
-        rate = self.rate if self.rate is not None else 3e-5 * (320 / model.unet.config.block_out_channels[0]) ** 2
+        "The number of tuning steps, and their learning rate."
+        rate = self.rate
+        if rate is None:
+            rate = 3e-5 * (320 / model.unet.config.block_out_channels[0]) ** 2
         return max(1, round(_WAY / rate)) if self.steps is None else self.steps, rate
 
     def tuned(self, job: Job) -> VideoUNet:
@@ -267,7 +280,7 @@ class TuneAVideo:
     def __call__(self, job: Job) -> Clip:
         "The edited clip."
         video, config = self.tuned(job), job.config
-        model = replace(job.model, unet=video.unet)  # the job's own stays as it is
+        model = replace(job.model, unet=video.unet)  # the job's own model is not changed
         conditioning, timesteps = Conditioning.of(model, config), model.schedule.timesteps(config.num_inference_steps)
         scale = model.guidance_scale if config.guidance_scale is None else config.guidance_scale
         windows = Blocks(math.ceil(len(job.clip) / math.ceil(len(job.clip) / self.window)))  # of about equal length
@@ -277,7 +290,8 @@ class TuneAVideo:
 
         visited, _ = inversion_grid(model, config.num_inference_steps, config.inversion_steps)
         visited = [timestep for timestep in visited if timestep <= timesteps[0]]
-        way = climb(model, job.encode(), visited, lambda x, t: noise_under(x, t)(conditioning.source))
-        for _, latents in tqdm(way, total=len(visited), desc="invert", unit="step", disable=not job.progress):
-            pass  # the last ones are those to start from
-        return job.decode(denoise(model, latents, timesteps, lambda x, t: guided(noise_under(x, t), conditioning, scale), None, job.progress))
+        steps = climb(model, job.encode(), visited, lambda x, t: noise_under(x, t)(conditioning.source))
+        for _, latents in tqdm(steps, total=len(visited), desc="invert", unit="step", disable=not job.progress):
+            pass  # sampling starts from the last latents
+        noise_at = lambda x, t: guided(noise_under(x, t), conditioning, scale)  # noqa: E731
+        return job.decode(denoise(model, latents, timesteps, noise_at, None, job.progress))

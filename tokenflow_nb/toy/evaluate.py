@@ -45,53 +45,52 @@ def held_out_scenes(count: int, seed: int = 1000) -> list[Scene]:
 
 
 def vae_psnr(model: Model, scenes: list[Scene], size: int = 128) -> float:
-    "PSNR in dB of the VAE's round trip, the mean over pictures."
+    "PSNR in dB of pictures that the VAE has encoded and decoded: the mean over pictures."
     frames = np.concatenate([scene.render(frames=1, size=size).frames for scene in scenes])
-    return psnr(frames, np.concatenate([model.decode(model.encode(frames[i : i + 8])) for i in range(0, len(frames), 8)]))
+    restored = [model.decode(model.encode(frames[i : i + 8])) for i in range(0, len(frames), 8)]
+    return psnr(frames, np.concatenate(restored))
 
 
 def attributes(judge: ClipJudge, frames: np.ndarray) -> list[tuple[str, str, str]]:
-    "The (shape, material, background) whose sentence the judge finds nearest to each frame, of all there are."
+    "The (shape, material, background) whose caption the judge finds nearest to each frame, among all captions."
     everything = [(s, m, b) for s in SHAPES for m in MATERIALS for b in BACKGROUNDS]
     nearest = judge.score(frames, [caption(*names) for names in everything]).argmax(1)
     return [everything[index] for index in nearest]
 
 
 def accuracy(found: list[tuple[str, str, str]], asked: list[tuple[str, str, str]]) -> dict[str, float]:
-    "Shares of right shapes, materials and backgrounds."
+    "The shares of shapes, materials and backgrounds that are right, from 0 to 1."
     equal = np.array([[one == other for one, other in zip(*pair)] for pair in zip(found, asked)])
     return dict(zip(("shape", "material", "background"), equal.mean(0).round(4).tolist()))
 
 
 def wrong_sentences(scenes: list[Scene]) -> dict[str, list[str]]:
-    "For each scene the sentence of another, and its own with a wrong shape, material or background."
+    "For each scene the caption of another scene, and its own with a wrong shape, material or background."
     def other(names: Sequence[str], name: str, index: int) -> str:
         names = list(names)
         return names[(names.index(name) + 1 + index % (len(names) - 1)) % len(names)]
 
     kinds = dict(shape=SHAPES, material=MATERIALS, background=BACKGROUNDS)
-    wrong = {
-        kind: [scene.replace(**{kind: other(names, getattr(scene, kind), index)}).caption for index, scene in enumerate(scenes)]
-        for kind, names in kinds.items()
-    }
+    wrong = {}
+    for kind, names in kinds.items():
+        changes = [{kind: other(names, getattr(scene, kind), index)} for index, scene in enumerate(scenes)]
+        wrong[kind] = [scene.replace(**change).caption for scene, change in zip(scenes, changes)]
     return dict(sentence=[scene.caption for scene in (*scenes[-7:], *scenes[:-7])]) | wrong
 
 
 @torch.no_grad()
 def caption_gaps(model: Model, scenes: list[Scene], timestep: int = 980, seed: int = 0) -> dict[str, float]:
-    "Mean squared error of x̂₀ with a wrong sentence, minus that with the right one: by what is wrong in it."
+    "Mean squared error of x̂₀ with a wrong caption, minus the error with the right one, for each kind of mistake."
     frames = np.concatenate([scene.render(frames=1).frames for scene in scenes])
     clean, level = model.encode(frames), model.schedule.level(timestep)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
     noisy = level**0.5 * clean + (1 - level) ** 0.5 * noise
     errors = {}
-    for kind, sentences in dict(right=[scene.caption for scene in scenes], **wrong_sentences(scenes)).items():
-        embeds = torch.cat([model.embed(sentence) for sentence in sentences])
+    for kind, texts in dict(right=[scene.caption for scene in scenes], **wrong_sentences(scenes)).items():
+        embeds = torch.cat([model.embed(text) for text in texts])
         predicted = predicted_clean(noisy, model.predict(noisy, timestep, embeds), level)
         errors[kind] = float((predicted - clean).pow(2).mean())
     return {kind: error - errors["right"] for kind, error in errors.items() if kind != "right"}
-
-
 
 # %% ../../nbs/toy/07_evaluate.ipynb #c15982f2
 @torch.no_grad()
@@ -102,11 +101,12 @@ def paint(
     guidance_scale: float | None = None,  # None: the model's default
     seed: int = 0,
 ) -> np.ndarray:
-    "Pictures `(n, h, w, 3)` uint8 from sentences and noise."
+    "Pictures `(n, h, w, 3)` uint8, made from prompts and noise."
     guidance = model.guidance_scale if guidance_scale is None else guidance_scale
     side = model.unet.config.sample_size
     latents = torch.randn(len(prompts), 4, side, side, generator=torch.Generator().manual_seed(seed))
-    positive, negative = torch.cat([model.embed(prompt) for prompt in prompts]), model.embed("").expand(len(prompts), -1, -1)
+    positive = torch.cat([model.embed(prompt) for prompt in prompts])
+    negative = model.embed("").expand(len(prompts), -1, -1)
     timesteps = model.schedule.timesteps(steps)
     for timestep, below in zip(timesteps, [*timesteps[1:], None]):
         without, given = model.predict(torch.cat([latents] * 2), timestep, torch.cat([negative, positive])).chunk(2)
@@ -117,7 +117,7 @@ def paint(
 # %% ../../nbs/toy/07_evaluate.ipynb #354fa610
 @dataclass(frozen=True)
 class EditCase:
-    "A scene and the material that is asked for."
+    "A scene and the material that its object should get."
 
     scene: Scene
     material: str
@@ -128,7 +128,10 @@ class EditCase:
 
     @classmethod
     def drawn(cls, count: int, seed: int = 2000) -> list["EditCase"]:
-        "Held-out moving scenes, each with another material drawn at random. A combination comes again only when all have come."
+        """Held-out moving scenes, each with another material drawn at random.
+
+        A combination is repeated only after all have been used.
+        """
         rng, scenes, seen, number = np.random.default_rng(seed), [], set(), seed
         there = sum(held_out(*names) for names in product(SHAPES, MATERIALS, BACKGROUNDS))
         while len(scenes) < count:
@@ -136,11 +139,16 @@ class EditCase:
             if scene.caption not in seen:
                 scenes.append(scene)
                 seen = {*seen, scene.caption} if len(seen) + 1 < there else set()
-        return [cls(scene, str(rng.choice([name for name in MATERIALS if name != scene.material]))) for scene in scenes]
+        others = ([name for name in MATERIALS if name != scene.material] for scene in scenes)
+        return [cls(scene, str(rng.choice(names))) for scene, names in zip(scenes, others)]
 
 
 def judge_edit(judge: ClipJudge, case: EditCase, source: Clip, edited: Clip) -> dict[str, float]:
-    "Figures of one edit: material by judge, nearness to the ideal edit (and dB nearer than the source), background PSNR, warp error."
+    """Figures of one edit.
+
+    `judged`: 1 if the judge sees the material that was asked for. `gain`: how many dB nearer to the ideal edit the
+    object is than in the source; `nearer`: 1 if that is above 0. `background`: PSNR in dB. `warp`: warp error × 1000.
+    """
     frames, ideal = len(source), case.ideal.render(len(source), source.size[0], source.fps)
     truth = case.scene.truth(frames, source.size[0])
     texts = [case.scene.replace(material=material).caption for material in MATERIALS]
@@ -157,14 +165,17 @@ def judge_edit(judge: ClipJudge, case: EditCase, source: Clip, edited: Clip) -> 
 
 
 def run_case(model: Model, judge: ClipJudge, case: EditCase, rules: list[str], frames: int, steps: int) -> dict:
-    "Edits one scene by each rule. The clips, and a row of figures for each rule and for the VAE's round trip."
+    "Edits one scene by each rule. Gives the clips, and figures for each rule and for the VAE alone."
     source = case.scene.render(frames)
     with tempfile.TemporaryDirectory() as folder:
         execution = Execution(store=Store(folder), source_branch="live", keep=False)
         clips = dict(source=source, vae=Clip(model.decode(model.encode(source.frames)), fps=source.fps))
         for rule in rules:
-            # guidance at every step and attention injected at half of them, as is published: the model is judged, not our defaults
-            config = EditConfig(case.ideal.caption, source_prompt=case.scene.caption, guidance_stop=1.0, pnp_attn_t=0.5, num_inference_steps=steps, rule=rule)
+            # The published settings, since the model is judged here and not our defaults.
+            config = EditConfig(
+                case.ideal.caption, source_prompt=case.scene.caption, num_inference_steps=steps, rule=rule,
+                guidance_stop=1.0, pnp_attn_t=0.5,
+            )
             clips[rule] = drive(stages(model, source, config, execution)).edited
     rows = {name: judge_edit(judge, case, source, clip) for name, clip in clips.items() if name != "source"}
     return dict(case=f"{case.scene.caption} → {case.material}", clips=clips, rows=rows)
@@ -174,7 +185,10 @@ RULES_COMPARED = ["per_frame", "published", "paper", "linear"]
 
 
 def in_processes(work: Callable, items: list, processes: int) -> Iterator:
-    "`work(item)` of each item, in order. Several processes have one thread each: a small UNet gains little from a second thread."
+    """`work(item)` for each item, in order.
+
+    Several processes have one thread each: a small UNet gains little from a second thread.
+    """
     if processes == 1:
         yield from map(work, items)
     else:
@@ -186,7 +200,8 @@ def in_processes(work: Callable, items: list, processes: int) -> Iterator:
 @cache
 def _loaded(checkpoint: str) -> tuple[Model, ClipJudge]:
     "Model and judge, loaded once in each process."
-    return load_model(checkpoint, device="cpu"), ClipJudge.load("toy" if checkpoint == "toy" else Path(checkpoint) / "clip_model")
+    judge = "toy" if checkpoint == "toy" else Path(checkpoint) / "clip_model"
+    return load_model(checkpoint, device="cpu"), ClipJudge.load(judge)
 
 
 def _paint_some(asked: tuple[list[str], int], checkpoint: str, steps: int) -> np.ndarray:
@@ -198,7 +213,13 @@ def _run_one(case: EditCase, checkpoint: str, rules: list[str], frames: int, ste
     return run_case(*_loaded(checkpoint), case, rules, frames, steps)
 
 
-def evaluate_pictures(checkpoint: str = "toy", pictures: int = 96, steps: int = 50, seed: int = 0, processes: int = 1) -> dict:
+def evaluate_pictures(
+    checkpoint: str = "toy",
+    pictures: int = 96,  # to paint
+    steps: int = 50,
+    seed: int = 0,
+    processes: int = 1,
+) -> dict:
     "All figures that need no clip."
     model, judge = _loaded(checkpoint)
     scenes = held_out_scenes(256)
@@ -218,13 +239,14 @@ def evaluate_pictures(checkpoint: str = "toy", pictures: int = 96, steps: int = 
 
 
 def evaluate_inversion(checkpoint: str = "toy", frames: int = 24, steps: int = 50) -> dict:
-    "PSNR of a clip's reconstruction beside the VAE's, and the standard deviation of the inverted latents."
+    "PSNR in dB of a reconstructed clip and of the VAE alone, and the standard deviation of the inverted latents."
     model, scene = _loaded(checkpoint)[0], Scene.random(1500, held_out=True)
     clip = scene.render(frames)
     with tempfile.TemporaryDirectory() as folder:
         trajectory = invert(model, clip, scene.caption, steps, store=Store(folder))
         result = gate(model, clip, trajectory)
-        return dict(reconstruction_psnr=result.reconstruction, vae_psnr=result.vae, inverted_std=float(trajectory.at(trajectory.noisiest).std()))
+        deviation = float(trajectory.at(trajectory.noisiest).std())
+        return dict(reconstruction_psnr=result.reconstruction, vae_psnr=result.vae, inverted_std=deviation)
 
 
 def evaluate_edits(
@@ -232,102 +254,150 @@ def evaluate_edits(
     scenes: int = 12,
     frames: int = 24,
     steps: int = 25,
-    rules: list[str] = RULES_COMPARED,  # with `per_frame`, which the others are compared with
+    rules: list[str] = RULES_COMPARED,  # must contain `per_frame`: the others are compared with it
     processes: int = 1,
 ) -> dict:
-    "Means over scenes for each rule, the cases, and the sheet: source and edit (by the default rule) of each scene."
+    "Means for each rule, the figures of each case, and the sheet: each source and its edit by the default rule."
     work, results = partial(_run_one, checkpoint=checkpoint, rules=rules, frames=frames, steps=steps), []
     for result in tqdm(in_processes(work, EditCase.drawn(scenes), processes), desc="scenes", total=scenes):
         results.append(result)
-        tqdm.write(f"{result['case']}: " + ", ".join(f"{rule} {row['warp']:.2f}" for rule, row in result["rows"].items()))
-    means = {
-        name: {key: float(np.mean([result["rows"][name][key] for result in results])) for key in results[0]["rows"]["vae"]}
-        for name in ["vae", *rules]
-    }
-    for name in rules:
-        means[name]["recovered"] = consistency_recovered(means[name]["warp"], means["per_frame"]["warp"], means["vae"]["warp"])
+        warps = ", ".join(f"{rule} {row['warp']:.2f}" for rule, row in result["rows"].items())
+        tqdm.write(f"{result['case']}: {warps}")
     default = EditConfig("any").rule
     shown = default if default in rules else rules[-1]
     clips = [clip for result in results for clip in (result["clips"]["source"], result["clips"][shown])]
-    labels = [label for result in results for label in (result["case"].split(" →")[0], result["case"].split("→ ")[1])]
+    labels = [label for result in results for label in result["case"].split(" → ")]
     cases = [dict(case=result["case"], **{name: result["rows"][name] for name in rules}) for result in results]
+    means = _means([result["rows"] for result in results], rules)
     return dict(means=means, cases=cases, frames=frames, steps=steps, sheet=(clips, labels))
+
+
+def _means(cases: list[dict[str, dict[str, float]]], rules: list[str]) -> dict[str, dict[str, float]]:
+    "Figures of the VAE and of each rule: means over the cases, and the consistency that is recovered."
+    figures = list(cases[0]["vae"])
+    means = {
+        name: {figure: float(np.mean([rows[name][figure] for rows in cases])) for figure in figures}
+        for name in ["vae", *rules]
+    }
+    least, most = means["vae"]["warp"], means["per_frame"]["warp"]
+    for name in rules:
+        means[name]["recovered"] = consistency_recovered(means[name]["warp"], most, least)
+    return means
 
 # %% ../../nbs/toy/07_evaluate.ipynb #869dd34e
 def card(figures: dict) -> str:
     "The model card, in Markdown."
     about, edits = figures["about"], figures.get("edits")
-    lines = ["# The toy model", "", "A Stable-Diffusion-shaped model of a small rendered world, made by `python -m tokenflow_nb.toy.train`.", ""]
+    made = "A Stable-Diffusion-shaped model of a small rendered world, made by `python -m tokenflow_nb.toy.train`."
+    lines = ["# The toy model", "", made, ""]
     if (history := about.get("training")):
         lines += [history, ""]
-    lines += [f"Figures by `{about['command']}` on {about['machine']}, {about['minutes']:.0f} minutes, weights {about['digest']}.", ""]
-    pictures, inversion = figures["pictures"], figures["inversion"]
-    rows = [("VAE round trip, held-out pictures", f"{pictures['vae_psnr']:.1f} dB")]
-    for who, what in (("judge", "toy CLIP on held-out combinations"), ("painted", "96 pictures from sentences")):
-        rows += [(f"{what}: {key}", f"{value:.1%}") for key, value in pictures[who].items()]
-    rows += [(f"x̂₀ error at t = 980, wrong {kind} minus right", f"{gap:.3f}") for kind, gap in pictures["caption_gaps"].items()]
-    rows += [
-        ("reconstruction of 24 inverted frames, 50 steps", f"{inversion['reconstruction_psnr']:.1f} dB (VAE {inversion['vae_psnr']:.1f})"),
-        ("standard deviation of inverted latents", f"{inversion['inverted_std']:.2f}"),
-    ]
+    where = f"on {about['machine']}, {about['minutes']:.0f} minutes, weights {about['digest']}."
+    lines += [f"Figures by `{about['command']}` {where}", ""]
+    rows = _model_rows(figures["pictures"], figures["inversion"])
     lines += ["| measurement | figure |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
     if edits:
-        lines += [f"{len(edits['cases'])} held-out scenes, {edits['frames']} frames, {edits['steps']} steps, guidance {about['guidance_scale']}:", ""]
-        lines += ["| rule | material by judge | nearer to the ideal edit | by dB | background dB | warp error ×10⁻³ | consistency recovered |", "|---|---|---|---|---|---|---|"]
-        for name, mean in edits["means"].items():
-            recovered = f"{mean['recovered']:.2f}" if "recovered" in mean else "–"
-            lines.append(f"| {name} | {mean['judged']:.0%} | {mean['nearer']:.0%} | {mean['gain']:+.1f} | {mean['background']:.1f} | {mean['warp']:.2f} | {recovered} |")
+        scenes, settings = len(edits["cases"]), f"{edits['frames']} frames, {edits['steps']} steps"
+        lines += [f"{scenes} held-out scenes, {settings}, guidance {about['guidance_scale']}:", ""]
+        lines += _edit_table(edits["means"])
     return "\n".join(lines) + "\n"
 
 
+def _model_rows(pictures: dict, inversion: dict) -> list[tuple[str, str]]:
+    "What was measured on the model itself, and the figure."
+    rows = [("VAE round trip, held-out pictures", f"{pictures['vae_psnr']:.1f} dB")]
+    for who, what in (("judge", "toy CLIP on held-out combinations"), ("painted", "96 pictures from sentences")):
+        rows += [(f"{what}: {key}", f"{value:.1%}") for key, value in pictures[who].items()]
+    gaps = pictures["caption_gaps"].items()
+    rows += [(f"x̂₀ error at t = 980, wrong {kind} minus right", f"{gap:.3f}") for kind, gap in gaps]
+    reconstruction = f"{inversion['reconstruction_psnr']:.1f} dB (VAE {inversion['vae_psnr']:.1f})"
+    rows += [("reconstruction of 24 inverted frames, 50 steps", reconstruction)]
+    return rows + [("standard deviation of inverted latents", f"{inversion['inverted_std']:.2f}")]
+
+
+def _edit_table(means: dict[str, dict[str, float]]) -> list[str]:
+    "Lines of Markdown: the figures of the edits by each rule."
+    head = "rule", "material by judge", "nearer to the ideal edit", "by dB", "background dB"
+    lines = [f"| {' | '.join(head)} | warp error ×10⁻³ | consistency recovered |", "|---|---|---|---|---|---|---|"]
+    for name, mean in means.items():
+        recovered = f"{mean['recovered']:.2f}" if "recovered" in mean else "–"
+        ideal = f"{mean['judged']:.0%} | {mean['nearer']:.0%} | {mean['gain']:+.1f}"
+        lines.append(f"| {name} | {ideal} | {mean['background']:.1f} | {mean['warp']:.2f} | {recovered} |")
+    return lines
+
+
 def save_sheet(path: Path, clips: list[Clip], labels: list[str]) -> None:
-    "Each edit below its source, six frames of each, in two columns, as a PNG that is small enough for a README."
+    "A PNG small enough for a README: two columns, each edit below its source, six frames of each."
     middle = (len(clips) + 2) // 4 * 2
-    halves = [contact_sheet(*clips[part], columns=6, labels=labels[part]) for part in (slice(middle), slice(middle, None)) if clips[part]]
+    columns = [part for part in (slice(middle), slice(middle, None)) if clips[part]]
+    halves = [contact_sheet(*clips[part], columns=6, labels=labels[part]) for part in columns]
     sheet = Image.new("RGB", (sum(half.width for half in halves), max(half.height for half in halves)), "white")
     for place, half in enumerate(halves):
         sheet.paste(half, (place * halves[0].width, 0))
+    small = sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3), Image.Resampling.LANCZOS)
     with replaced(path) as part:
-        sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3), Image.Resampling.LANCZOS).quantize(192).save(part, "png", optimize=True)
+        small.quantize(192).save(part, "png", optimize=True)
 
 
 def weights_digest(checkpoint: str | Path = "toy") -> str:
-    "Stands for the weights in a model's folder: for its files, not for what a version of diffusers makes of them."
+    "A digest of the weight files in a model's folder. It does not depend on the version of diffusers."
     folder = Path(TOY_FOLDER if checkpoint == "toy" else checkpoint)
-    return digest([(path.relative_to(folder).as_posix(), path.read_bytes()) for path in sorted(folder.rglob("*.safetensors"))])[:24]
+    files = sorted(folder.rglob("*.safetensors"))
+    return digest([(path.relative_to(folder).as_posix(), path.read_bytes()) for path in files])[:24]
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    "Measures, prints the card, and writes it where asked."
-    parser = argparse.ArgumentParser(prog="python -m tokenflow_nb.toy.evaluate", description="Measures the toy model and its edits, and writes its model card.")
-    parser.add_argument("--model", default="toy", help="the model folder (default: the one in the package)")
-    parser.add_argument("--scenes", type=int, default=12, help="held-out scenes to edit; 0 skips the edits (default: 12)")
-    parser.add_argument("--frames", type=int, default=24, help="frames of each scene (default: 24)")
-    parser.add_argument("--steps", type=int, default=25, help="steps of inversion and edit (default: 25)")
-    parser.add_argument("--rules", default=",".join(RULES_COMPARED), help="which rules to compare (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at a time, one thread each (default: one a core)")
-    parser.add_argument("--sheet", type=Path, help="write the sheet of edits to this PNG")
-    parser.add_argument("--card", type=Path, help="write the card to this Markdown file, and the figures beside it as JSON")
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    "The command line, checked; `rules` is a list."
+    about = "Measures the toy model and its edits, and writes its model card."
+    parser = argparse.ArgumentParser(prog="python -m tokenflow_nb.toy.evaluate", description=about)
+    add = parser.add_argument
+    add("--model", default="toy", help="the model folder (default: the one in the package)")
+    add("--scenes", type=int, default=12, help="held-out scenes to edit; 0 skips the edits (default: 12)")
+    add("--frames", type=int, default=24, help="frames of each scene (default: 24)")
+    add("--steps", type=int, default=25, help="steps of inversion and edit (default: 25)")
+    add("--rules", default=",".join(RULES_COMPARED), help="which rules to compare (default: %(default)s)")
+    cores = os.cpu_count() or 1
+    add("--processes", type=int, default=cores, help="at a time, one thread each (default: one a core)")
+    add("--sheet", type=Path, help="write the sheet of edits to this PNG")
+    add("--card", type=Path, help="write the card to this Markdown file, and the figures beside it as JSON")
     options = parser.parse_args(arguments)
-    rules, start = options.rules.split(","), time.time()
+    rules = options.rules.split(",")
     if "per_frame" not in rules or any(rule not in (*RULES, *WITHOUT_PROPAGATION) for rule in rules):
-        parser.error(f"--rules {options.rules}: give per_frame, which the others are compared with, and any of {', '.join(RULES)}, joint")
+        needed = f"give per_frame, which the others are compared with, and any of {', '.join(RULES)}, joint"
+        parser.error(f"--rules {options.rules}: {needed}")
+    options.rules = rules
     for name, path in (("--sheet", options.sheet), ("--card", options.card)):
         if path is not None:
             writable_file(name, path)  # now, not after hours
-    model, settings = _loaded(options.model)[0], dict(checkpoint=options.model, processes=options.processes)
+    return options
+
+
+def _about(options: argparse.Namespace, minutes: float) -> dict:
+    "How the figures were measured."
+    edits = f"--scenes {options.scenes} --frames {options.frames} --steps {options.steps}"
+    training = Path(TOY_FOLDER if options.model == "toy" else options.model) / "training.md"
+    return dict(
+        command=f"python -m tokenflow_nb.toy.evaluate {edits} --rules {','.join(options.rules)}",
+        machine=f"{options.processes} cores, {platform.machine()}",
+        minutes=minutes,
+        digest=weights_digest(options.model),
+        guidance_scale=_loaded(options.model)[0].guidance_scale,
+        training=training.read_text().strip() if training.exists() else "",
+    )
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    "Measures, prints the card, and writes it if `--card` is given. Returns the figures."
+    options, start = _options(arguments), time.time()
+    settings = dict(checkpoint=options.model, processes=options.processes)
     figures = dict(pictures=evaluate_pictures(**settings), inversion=evaluate_inversion(options.model))
     if options.scenes:
-        figures["edits"] = evaluate_edits(**settings, scenes=options.scenes, frames=options.frames, steps=options.steps, rules=rules)
+        size = dict(scenes=options.scenes, frames=options.frames, steps=options.steps)
+        figures["edits"] = evaluate_edits(**settings, **size, rules=options.rules)
         clips, labels = figures["edits"].pop("sheet")
         if options.sheet:
             save_sheet(options.sheet, clips, labels)
-    training = Path(TOY_FOLDER if options.model == "toy" else options.model) / "training.md"
-    figures["about"] = dict(
-        command=f"python -m tokenflow_nb.toy.evaluate --scenes {options.scenes} --frames {options.frames} --steps {options.steps} --rules {options.rules}",
-        machine=f"{options.processes} cores, {platform.machine()}", minutes=(time.time() - start) / 60, digest=weights_digest(options.model),
-        guidance_scale=model.guidance_scale, training=training.read_text().strip() if training.exists() else "",
-    )
+    figures["about"] = _about(options, (time.time() - start) / 60)
     print(card(figures))
     if options.card:
         write_text(options.card, card(figures))

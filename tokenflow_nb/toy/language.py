@@ -38,7 +38,7 @@ def byte_symbols() -> list[str]:
 
 # %% ../../nbs/toy/02_language.ipynb #048e2d0e
 def _apply_merges(word: str, rank: dict[tuple[str, str], int]) -> list[str]:
-    "The pieces of a word; the last one ends in CLIP's mark for the end of a word."
+    "The pieces of a word. The last one ends with CLIP's mark for the end of a word."
     pieces = [*word[:-1], word[-1] + "</w>"]
     while True:
         found = [(rank[pair], place) for place, pair in enumerate(zip(pieces, pieces[1:])) if pair in rank]
@@ -49,7 +49,7 @@ def _apply_merges(word: str, rank: dict[tuple[str, str], int]) -> list[str]:
 
 
 def merges_for(words: list[str]) -> list[tuple[str, str]]:
-    "The merges, in order, that make one token of each word. Raises `ValueError` when a later word breaks an earlier."
+    "The merges, in order, that make each word one token. Raises `ValueError` when a later word splits an earlier one."
     rank: dict[tuple[str, str], int] = {}
     for word in words:
         while len(pieces := _apply_merges(word, rank)) > 1:
@@ -79,12 +79,12 @@ def make_tokenizer(run: Run) -> None:
 
 
 def load_tokenizer(run: Run) -> CLIPTokenizer:
-    "The tokenizer that the run has made."
+    "The tokenizer that the run has written."
     return CLIPTokenizer.from_pretrained(run.path("tokenizer"))
 
 
 def token_ids(run: Run, texts: list[str]) -> torch.Tensor:  # (n, window)
-    "The tokens of texts, cut or padded to the window."
+    "The token ids of texts, cut or padded to the window."
     options = dict(padding="max_length", truncation=True, max_length=run.recipe.window, return_tensors="pt")
     return load_tokenizer(run)(texts, **options).input_ids
 
@@ -109,7 +109,7 @@ def make_clip(run: Run) -> CLIPModel:
 
 
 def load_clip(run: Run) -> CLIPModel:
-    "Both towers as far as they are trained."
+    "Both towers with the weights of the last finished stage."
     trained = run.folder / "vision.safetensors"
     return load_weights(make_clip(run), trained if trained.exists() else run.path("text.safetensors")).to(run.device)
 
@@ -127,7 +127,7 @@ _SAME_PLACE = {
 
 
 def random_caption(rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:
-    "A caption, half of the time in the world's own words, and the names of what it says."
+    "A random caption, half of the time in the world's own words, and the names of the things it mentions."
     kinds = ((SHAPES, 0.92), (MATERIALS, 0.92), (tuple(BACKGROUNDS), 0.9))
     shape, material, place = (str(rng.choice(names)) if rng.random() < share else "" for names, share in kinds)
     said = tuple(filter(None, (shape, material, place)))
@@ -147,11 +147,11 @@ def random_caption(rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:
 
 # %% ../../nbs/toy/02_language.ipynb #ed1930a7
 def caption_codes(
-    said: list[tuple[str, ...]],  # for each caption the names of what it says
+    said: list[tuple[str, ...]],  # for each caption the names of the things it mentions
     width: int,
     generator: torch.Generator,
 ) -> torch.Tensor:  # (n, width)
-    "The code of each caption: the sum of the codes of what it says, normalised."
+    "The code of each caption: the normalised sum of the codes of the things it mentions."
     names = ("", *SHAPES, *MATERIALS, *BACKGROUNDS)
     codes = dict(zip(names, torch.randn(len(names), width, generator=generator)))
     return F.layer_norm(torch.stack([sum(codes[name] for name in names or ("",)) for names in said]), (width,))
@@ -159,12 +159,12 @@ def caption_codes(
 
 def text_loss(
     states: torch.Tensor,  # (b, window, width)
-    words: torch.Tensor,  # (b, window, vocabulary) which word each state takes itself for
+    words: torch.Tensor,  # (b, window, vocabulary) logits: which word each state belongs to
     ids: torch.Tensor,  # (b, window)
-    codes: torch.Tensor,  # (b, width)
-    end: int,  # id of the end token, which also pads
+    codes: torch.Tensor,  # (b, width) of the captions
+    end: int,  # id of the end token, which is also used for padding
 ) -> dict[str, torch.Tensor]:
-    "Whether states know their word, and end states their caption."
+    "The two terms: do states tell their word, and are end states near the code of their caption?"
     is_word = (ids != end).float()
     word = F.cross_entropy(words.transpose(1, 2), ids, reduction="none")
     caption = (states - codes[:, None]).square().mean(-1)
@@ -173,7 +173,7 @@ def text_loss(
 
 # %% ../../nbs/toy/02_language.ipynb #3942898c
 def train_text(run: Run) -> None:
-    "Writes `text.safetensors`: a CLIP whose text tower is trained, or `init`'s, since its UNet knows no other."
+    "Writes `text.safetensors`: a CLIP with a trained text tower. With `init` it is copied: that UNet needs it."
     recipe, clip, log = run.recipe, make_clip(run).to(run.device), Log(run, "text", every=100)
     if run.init:
         load_weights(clip, run.init / "clip_model" / "model.safetensors")

@@ -31,7 +31,7 @@ from .world import SHAPES, Scene, held_out
 # %% ../../nbs/toy/01_recipe.ipynb #9ae8debb
 @dataclass(frozen=True)
 class Budget:
-    "How long a stage trains: until its minutes or its steps are used, whichever comes first."
+    "How long a stage trains: until its minutes or its steps are used up, whichever comes first."
 
     minutes: float = math.inf  # of training, over all interruptions
     steps: float = math.inf  # optimiser steps
@@ -54,29 +54,30 @@ class Recipe:
 
     seed: int = 0  # of weights, pictures, captions and noise
     pictures: int = 24_000  # training pictures
-    calm_share: float = 0.5  # of the pictures, the first ones: from large, upright and in the middle to any size and place
+    # share of the pictures, the first ones, that go from large, upright and centred to any size and place
+    calm_share: float = 0.5
     size: int = 128  # pixels a side; the UNet's first stage has half
     prediction_type: str = "v_prediction"  # what the UNet predicts: or "epsilon"
     clip_norm: float = 1.0  # largest norm of a gradient, in every stage but `text`
 
     window: int = 16  # tokens of a caption
-    text_width: int = 96  # of the text states, hence of the UNet's cross-attention
+    text_width: int = 96  # channels of the text states, and so of the UNet's cross-attention
     text_inner: int = 192  # width between the layers of an MLP
     text_layers: int = 2
     text_heads: int = 4
     text_captions: int = 6000  # random captions to learn from
     text_batch: int = 128
     text_rate: float = 2e-3  # learning rate
-    text_word_weight: float = 0.3  # of the loss that asks each state for its word
+    text_word_weight: float = 0.3  # of the loss on the word that each state must tell
     text_budget: Budget = Budget(steps=1500)
 
     vae_widths: tuple[int, ...] = (32, 64, 64)  # three levels: latents have a quarter of the side
     vae_groups: int = 16  # must divide every width
     latent_channels: int = 4
     scaling_factor: float = 0.18215  # Stable Diffusion's
-    vae_batch: int = 16  # crops of half the side; of whole pictures a quarter as many
+    vae_batch: int = 16  # crops of half the side; for whole pictures it is a quarter of this
     vae_rate: float = 2e-3
-    vae_whole_share: float = 0.15  # the last share of the time sees whole pictures
+    vae_whole_share: float = 0.15  # share of the time, at the end, that trains on whole pictures
     vae_kl_weight: float = 2e-4
     vae_average: float = 0.998  # decay of the moving average of the weights
     vae_budget: Budget = Budget(minutes=18)
@@ -90,37 +91,41 @@ class Recipe:
     vision_inner: int = 384
     vision_layers: int = 4
     vision_heads: int = 4
-    projection: int = 64  # of the space where pictures and captions meet
+    projection: int = 64  # channels of the space that pictures and captions share
     vision_batch: int = 96
     vision_alike: int = 12  # pictures in a row of a batch that differ only in shape
     vision_rate: float = 1e-3
-    vision_mask_weight: float = 2.0  # of the throw-away head that draws the object
-    vision_mask_layer: int = 2  # after which that head reads: the layers above see outlines
+    vision_mask_weight: float = 2.0  # of the loss of the temporary head that draws the object
+    vision_mask_layer: int = 2  # that head reads the states after this layer; later layers can use the outlines
     vision_budget: Budget = Budget(minutes=30)
 
     widths: tuple[int, ...] = (48, 64, 64, 64)  # of the UNet's four levels
     heads: tuple[int, ...] = (1, 2, 2, 2)
     groups: int = 16  # must divide every width
-    batch: tuple[int, int] = (32, 16)  # on the CPU, all processes together: half-size pictures, whole-size pictures
+    batch: tuple[int, int] = (32, 16)  # of half-size and of full-size pictures, on the CPU, for all processes together
     cuda_batch: int = 128
     rate: float = 1e-3
-    attention_rate: float = 2.0  # times `rate`: attention finds what to look at late, convolutions soon
+    attention_rate: float = 2.0  # times `rate`, for attention: it learns more slowly than convolutions
     flat_share: float = 0.6  # share of the time before the learning rate falls
     small_share: float = 0.3  # share of the time at half size
-    thin_share: float = 0.88  # share of the time after which its self-attention sees all keys
-    average: float = 0.995
-    snr_limit: float = 6.0  # a level of noise counts by its x₀ error times its signal-to-noise ratio + 1, up to here
-    timestep_shares: tuple[tuple[int, float], ...] = ((400, 0.2), (800, 0.3), (950, 0.25), (1000, 0.25))  # up to a timestep, so many
-    blind_share: float = 0.5  # of the pictures at the last of these, shown as noise alone: sampling starts there
-    offset_noise: float = 0.1  # deviation of the part of the noise that is the same all over a channel
-    object_weight: float = 2.5  # how much more the object's cells count than the ground's
-    object_share: float = 0.8  # share of the time after which all cells count the same
-    outline_weight: tuple[float, float] = (1.5, 0.3)  # of the throw-away heads that draw the object: half-size, whole-size pictures
+    thin_share: float = 0.88  # share of the time after which its self-attention uses all keys
+    average: float = 0.995  # decay of the moving average of the weights
+    # A level of noise is weighted by its x₀ error times its signal-to-noise ratio + 1, up to this limit.
+    snr_limit: float = 6.0
+    # (timestep, share): the share of the batch between the timestep before and this one
+    timestep_shares: tuple[tuple[int, float], ...] = ((400, 0.2), (800, 0.3), (950, 0.25), (1000, 0.25))
+    blind_share: float = 0.5  # of the pictures in the last of these parts, replaced by pure noise as in sampling
+    offset_noise: float = 0.1  # standard deviation of the part of the noise that is constant over a channel
+    object_weight: float = 2.5  # added to the weight of the object's cells; the background's is 1
+    object_share: float = 0.8  # share of the time after which all cells have the same weight
+    # of the temporary heads that draw the object: for half-size pictures, for full-size pictures
+    outline_weight: tuple[float, float] = (1.5, 0.3)
     alike_share: float = 0.7  # of a batch: rows of pictures that differ only in shape, with the same noise
     alike_until: float = 0.85  # share of the time with such rows
-    reach: tuple[float, float] = (0.1, 0.5)  # shares of the time between which all pictures are let in, the calm ones first
-    shape_emphasis: float = 3.0  # how much stronger the shape speaks in the text states while the UNet trains
-    no_caption: float = 0.1  # share of the pictures trained without caption, for guidance
+    # The share of the time at which more than the calm pictures are used, and at which all are used.
+    reach: tuple[float, float] = (0.1, 0.5)
+    shape_emphasis: float = 3.0  # how much stronger the shape is in the text states while the UNet trains
+    no_caption: float = 0.1  # share of the pictures trained without a caption, for guidance
     partial_caption: float = 0.1  # share of the captions that leave one thing out
     checkpoint_minutes: float = 4.0
     budget: Budget = Budget(minutes=240)
@@ -135,7 +140,7 @@ class Recipe:
 
     @classmethod
     def tiny(cls, **changes) -> "Recipe":
-        "A recipe that runs through all stages in seconds, to test them; its model paints nothing."
+        "A recipe that runs all stages in seconds, for tests. Its model cannot paint anything."
         few = dict(pictures=12, text_captions=64, text_batch=16, vae_batch=4, vision_batch=12, vision_alike=4)
         few |= dict(batch=(4, 4), cuda_batch=4, text_budget=Budget(steps=20))
         few |= dict.fromkeys(("vae_budget", "decoder_budget", "vision_budget", "budget"), Budget(steps=4))
@@ -145,7 +150,7 @@ class Recipe:
         return cls(**(few | small | changes))
 
 # %% ../../nbs/toy/01_recipe.ipynb #63b30313
-RESULTS = {  # stage -> the last thing that it writes
+RESULTS = {  # stage -> the last file that it writes
     "tokenizer": "tokenizer",
     "text": "text.safetensors",
     "vae": "vae.safetensors",
@@ -158,16 +163,16 @@ RESULTS = {  # stage -> the last thing that it writes
 
 @dataclass(frozen=True)
 class Run:
-    "Where a recipe is followed, and on what."
+    "A recipe with the folders and the device that it uses."
 
     folder: Path  # results of the stages
     recipe: Recipe = Recipe()
     device: str = "cpu"  # or "cuda"
-    init: Path | None = None  # a toy folder whose weights are the start
+    init: Path | None = None  # a toy folder whose weights training starts from
     out: Path = TOY_FOLDER  # the finished diffusers folder
 
     def path(self, name: str) -> Path:
-        "A result that must be there. Raises `FileNotFoundError` that names the stage to run before."
+        "The path of a result. Raises `FileNotFoundError`, which names the stage to run first, when it does not exist."
         path = self.folder / name
         if not path.exists():
             stage = next((stage for stage, result in RESULTS.items() if result == name), "latents")
@@ -175,22 +180,27 @@ class Run:
         return path
 
     def without_gentle_start(self) -> "Run":
-        "The run as its UNet needs it: all pictures whole, all keys, from the start, when that is from weights that paint already."
-        spared = dict(small_share=0.0, thin_share=0.0, reach=(-1.0, 0.0))
-        return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, **spared)) if self.init else self
+        """The run for training the UNet.
+
+        With `init` the weights can paint already, so full-size pictures, all pictures and all keys are used at once.
+        """
+        if self.init is None:
+            return self
+        recipe = dataclasses.replace(self.recipe, small_share=0.0, thin_share=0.0, reach=(-1.0, 0.0))
+        return dataclasses.replace(self, recipe=recipe)
 
     def rng(self, *key: str | int) -> np.random.Generator:
-        "Random numbers of a stage, picture, step or process: a resumed run draws what it would have drawn."
+        "Random numbers for a stage, picture, step or process. A resumed run draws the same numbers."
         numbers = [int.from_bytes(part.encode()) if isinstance(part, str) else part for part in key]
         return np.random.default_rng([self.recipe.seed, *numbers])
 
     def generator(self, *key: str | int) -> torch.Generator:
-        "The same for tensors."
+        "Like `rng`, for tensors."
         return torch.Generator().manual_seed(int(self.rng(*key).integers(2**63)))
 
 # %% ../../nbs/toy/01_recipe.ipynb #96e49030
 def check_recipe(run: Run) -> None:
-    "Writes the recipe into the folder, or raises `ValueError` with what differs from the one that is there."
+    "Writes the recipe into the folder. Raises `ValueError` with the differences when another recipe is there."
     free = {name for name in Recipe.__dataclass_fields__ if "budget" in name or "checkpoint" in name}
     asked = {name: value for name, value in dataclasses.asdict(run.recipe).items() if name not in free}
     asked = json.loads(json.dumps(asked | {"init": run.init and str(run.init)}))
@@ -208,14 +218,14 @@ def check_recipe(run: Run) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    "A path to write to, which takes the place of `path` when the block ends, and not at all when it raises."
+    "A path to write to. It replaces `path` when the block ends; if the block raises, `path` stays as it was."
     new = path.with_name(f"{path.name}.new")
     yield new
     os.replace(new, path)
 
 
 def fresh_folder(folder: Path) -> Path:
-    "An empty folder beside `folder`, to be renamed."
+    "A new empty folder beside `folder`. Fill it, then rename it to `folder`."
     new = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -223,20 +233,20 @@ def fresh_folder(folder: Path) -> Path:
 
 # %% ../../nbs/toy/01_recipe.ipynb #11d5474b
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], **facts: float) -> None:
-    "Writes tensors, and facts about them, as one file, whole or not at all."
+    "Writes tensors, and facts about them, as one file. The file appears only when it is complete."
     own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     with replacing(path) as new:
         save_file(own, new, {name: json.dumps(value) for name, value in facts.items()})
 
 
 def read_facts(path: Path) -> dict[str, float]:
-    "The facts that `save_tensors` put beside the tensors."
+    "The facts that `save_tensors` stored with the tensors."
     with safe_open(path, framework="pt") as file:
         return {name: json.loads(value) for name, value in (file.metadata() or {}).items() if name != "format"}
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> torch.nn.Module:
-    "The model with the weights of a file. Raises `ValueError` when they are those of another architecture."
+    "The model with the weights of a file. Raises `ValueError` when they belong to another architecture."
     try:
         model.load_state_dict(load_file(path))
     except RuntimeError as error:
@@ -260,14 +270,14 @@ class Log:
         self.terms: dict[str, list] = {}
 
     def add(self, step: int, seconds: float, **terms: torch.Tensor | float) -> None:
-        "Notes the terms of a finished step, NaN where there was nothing to measure; writes a line when it is time."
+        "Stores the terms of a finished step, NaN where nothing was measured. Writes a line after `every` steps."
         for name, value in terms.items():
             self.terms.setdefault(name, []).append(value.detach() if isinstance(value, torch.Tensor) else value)
         if step % self.every == 0:
             self.write(step, seconds)
 
     def write(self, step: int, seconds: float) -> None:
-        "Writes the means of what was noted."
+        "Writes the means of the stored terms, and clears them."
         if not self.terms:
             return
         row = dict(stage=self.stage, step=step, seconds=round(seconds, 1))
@@ -285,7 +295,7 @@ class Log:
 # %% ../../nbs/toy/01_recipe.ipynb #32e0f5bb
 @contextmanager
 def seeded(recipe: Recipe) -> Iterator[None]:
-    "The global generator starts from the recipe's seed, and is put back: for layers with random weights."
+    "Seeds the global generator by the recipe within a block and restores it after: for layers with random weights."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         yield
@@ -295,9 +305,9 @@ def steps(
     budget: Budget,
     step: int = 0,  # steps made before
     seconds: float = 0.0,  # seconds used before
-    agree: Callable[[float], float] = float,  # makes one number of those of several processes
+    agree: Callable[[float], float] = float,  # makes several processes use the same number
 ) -> Iterator[tuple[int, float, float]]:
-    "Number of the step, share of the budget used, seconds used: until the budget is used up."
+    "Yields (number of the step, share of the budget used, seconds used) until the budget is used up."
     start = time.monotonic() - seconds
     while (used := agree(budget.used(time.monotonic() - start, step))) < 1:
         yield step, used, time.monotonic() - start
@@ -305,13 +315,13 @@ def steps(
 
 
 def warm_cosine(step: int, used: float, warm: int, flat: float = 0.0, floor: float = 0.02) -> float:
-    "A factor for the learning rate: up over `warm` steps, level to the share `flat`, down half a cosine to `floor`."
+    "A factor for the learning rate. It rises over `warm` steps, stays 1 up to the share `flat`, and falls to `floor`."
     falling = max(0.0, (used - flat) / (1 - flat))
     return min(1.0, (step + 1) / warm) * (0.5 * (1 + math.cos(math.pi * falling)) * (1 - floor) + floor)
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float, clip_norm: float = math.inf) -> None:
-    "One step of an optimiser down a loss."
+    "One step of the optimiser. A group's own `times` multiplies the rate."
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("times", 1)
@@ -326,8 +336,8 @@ def follow(
     average: list[torch.Tensor],  # changed in place
     weights: list[torch.Tensor],
     step: int,
-    decay: float,  # what it tends to
-    lag: int = 10,  # steps over which it gets there
+    decay: float,  # after many steps; the first steps use less
+    lag: int = 10,  # the larger, the longer the decay stays small
 ) -> None:
     "Moves the average towards the weights."
     torch._foreach_lerp_(average, [weight.detach() for weight in weights], 1 - min(decay, (step + 1) / (step + lag)))
@@ -335,9 +345,9 @@ def follow(
 # %% ../../nbs/toy/01_recipe.ipynb #57881a38
 def scene(
     run: Run,
-    index: int,  # numbers from `recipe.pictures` on are never trained on
+    index: int,  # pictures from `recipe.pictures` on are never used for training
 ) -> Scene:
-    "The scene of a picture. As many in a row as there are shapes differ only in shape; the first rows are calm."
+    "The scene of a picture. Pictures come in rows that differ only in shape, one for each; the first rows are calm."
     row, place = divmod(index, len(SHAPES))
     drawn = Scene.random(run.rng("scene", row), moving=False)
     shapes = [shape for shape in SHAPES if not held_out(shape, drawn.material, drawn.background)]
@@ -346,10 +356,11 @@ def scene(
 
 
 def _calmed(scene: Scene, calm: float) -> Scene:
-    "The scene as it is (0), or with a large, upright object in the middle (1), or on the way."
+    "The scene as it is (`calm` is 0), with a large, upright object in the middle (1), or in between."
     return scene.replace(
         centre=tuple(64 + (value - 64) * (1 - calm) for value in scene.centre),
-        radius=scene.radius + (46 - scene.radius) * calm, angle=scene.angle * (1 - calm),
+        radius=scene.radius + (46 - scene.radius) * calm,
+        angle=scene.angle * (1 - calm),
     )
 
 
@@ -360,7 +371,7 @@ def paint(scene: Scene, size: int) -> np.ndarray:
 
 @contextmanager
 def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> Iterator[np.ndarray]:
-    "A memory map to fill, which becomes the file `path` when it is full."
+    "A memory map to fill. It becomes the file `path` when the block ends."
     with replacing(path) as new:
         array = np.lib.format.open_memmap(new, "w+", dtype, shape)
         yield array
@@ -368,7 +379,7 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> Iterator[np.nd
 
 
 def pictures(run: Run, size: int) -> np.ndarray:  # (pictures, size, size, 3) uint8
-    "All training pictures as a memory map; painted when they are asked for the first time."
+    "All training pictures as a memory map. They are painted on the first call."
     path = run.folder / f"pictures_{size}.npy"
     if not path.exists():
         with new_array(path, (run.recipe.pictures, size, size, 3), np.uint8) as array:
@@ -378,7 +389,7 @@ def pictures(run: Run, size: int) -> np.ndarray:  # (pictures, size, size, 3) ui
 
 # %% ../../nbs/toy/01_recipe.ipynb #aea7ff0c
 def masks(run: Run) -> np.ndarray:  # (pictures, size / 4, size / 4) bool
-    "Which cells of each picture's latents the object covers; made when asked for the first time."
+    "Which cells of each picture's latents the object covers. Computed on the first call."
     path, side = run.folder / "masks.npy", run.recipe.size // 4
     if not path.exists():
         with new_array(path, (run.recipe.pictures, side, side), bool) as array:

@@ -25,7 +25,7 @@ from .vision import train_vision
 
 # %% ../../nbs/toy/06_train.ipynb #51c14391
 def assemble(run: Run) -> None:
-    "Writes `out`, a folder in diffusers' layout, in place of what is there."
+    "Writes `out`, a folder in diffusers' layout, and replaces one that is there."
     recipe, tokenizer, clip = run.recipe, load_tokenizer(run), load_clip(run)
     vae = load_weights(make_vae(recipe), run.path("decoder.safetensors"))
     unet = load_weights(make_unet(recipe), run.path("unet.safetensors"))
@@ -54,7 +54,7 @@ def text_encoder(clip: CLIPModel) -> CLIPTextModel:
 
 
 def _make_portable(folder: Path) -> None:
-    "Makes a folder load with any installation, by any user, in float32 unless another precision is asked for."
+    "Lets a folder load in any installation, for any user, in float32 unless the caller gives another precision."
     for path in folder.rglob("*.json"):
         text = path.read_text(encoding="utf-8").replace("CLIPImageProcessorPil", "CLIPImageProcessor")
         path.write_text(text.replace('"dtype": "float16"', '"dtype": "float32"'), encoding="utf-8")
@@ -75,7 +75,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
 
 
 def check(run: Run, stages: tuple[str, ...]) -> None:
-    "Raises `ValueError` for what would fail later: unknown stage, no GPU, no folder to start from, another recipe."
+    "Raises `ValueError` for an unknown stage, a missing GPU, a missing `init` folder, or another recipe."
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"stages={','.join(unknown)}: choose from {','.join(STAGES)}")
@@ -88,9 +88,9 @@ def check(run: Run, stages: tuple[str, ...]) -> None:
 
 def train(
     run: Run,
-    stages: tuple[str, ...] = tuple(STAGES),  # in any order: they run in their own
+    stages: tuple[str, ...] = tuple(STAGES),  # in any order: they run in the order of `STAGES`
 ) -> None:
-    "Runs the stages that are not done. Raises as `check`, and `FileNotFoundError` when a stage before is missing."
+    "Runs the stages that are not done. Raises as `check`, or `FileNotFoundError` if an earlier stage is missing."
     check(run, stages)
     for stage, work in STAGES.items():
         if stage in stages and stage in RESULTS and (run.folder / RESULTS[stage]).exists():
@@ -106,12 +106,13 @@ def parser() -> argparse.ArgumentParser:
     about = dict(prog="python -m tokenflow_nb.toy.train", description="Make the toy model from scratch.")
     command = argparse.ArgumentParser(**about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = command.add_argument
-    add("--folder", type=Path, default=Path("training"), help="results of the stages; what is there is gone on with")
+    add("--folder", type=Path, default=Path("training"), help="results of the stages; finished ones are kept")
     add("--stages", default=",".join(STAGES), help="which stages to run")
     add("--minutes-vae", type=float, default=recipe.vae_budget.minutes, help="time for the VAE")
-    add("--minutes-decoder", type=float, default=recipe.decoder_budget.minutes, help="more time for its decoder alone")
+    add("--minutes-decoder", type=float, default=recipe.decoder_budget.minutes, help="time for its decoder after that")
     add("--minutes-vision", type=float, default=recipe.vision_budget.minutes, help="time for the vision tower")
-    add("--hours", type=float, default=recipe.budget.minutes / 60, help="time for the UNet; on a GPU one will do")
+    hours = recipe.budget.minutes / 60
+    add("--hours", type=float, default=hours, help="time for the UNet; on a GPU one hour is enough")
     add("--pictures", type=int, default=recipe.pictures, help="training pictures")
     add("--seed", type=int, default=recipe.seed, help="of weights, pictures and noise")
     kinds = ("v_prediction", "epsilon")
@@ -123,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    "Makes the toy model as the command line says."
+    "Trains the toy model with the options of the command line."
     command = parser()
     options = command.parse_args(arguments)
     stages = tuple(options.stages.split(","))

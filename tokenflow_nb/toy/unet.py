@@ -41,7 +41,7 @@ def make_unet(recipe: Recipe) -> UNet2DConditionModel:
 
 
 def make_scheduler(recipe: Recipe) -> DDIMScheduler:
-    "SD's noise schedule."
+    "Stable Diffusion's noise schedule."
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=recipe.prediction_type,
         clip_sample=False, set_alpha_to_one=False, steps_offset=1,
@@ -49,7 +49,7 @@ def make_scheduler(recipe: Recipe) -> DDIMScheduler:
 
 # %% ../../nbs/toy/05_unet.ipynb #0626cfce
 def draw_timesteps(count: int, recipe: Recipe, random: torch.Generator) -> torch.Tensor:  # (count,) int64
-    "Timesteps 0 to 999 in random order, spread as `timestep_shares` says and evenly within each part."
+    "Timesteps 0 to 999 in random order, distributed by `timestep_shares` and evenly within each part."
     quantile = (torch.arange(count) + torch.rand(count, generator=random)) / count
     ends, shares = zip((0, 0.0), *recipe.timestep_shares)
     times = torch.from_numpy(np.interp(quantile, np.cumsum(shares), ends))
@@ -62,33 +62,35 @@ def blinded(
     recipe: Recipe,
     random: torch.Generator,
 ) -> torch.Tensor:  # (b,)
-    "How much of each picture is left in what the UNet sees, ᾱ: none of it in some of the noisiest. SD's schedule never gets there, sampling starts there."
+    """The noise level ᾱ of what the UNet sees.
+
+    It is 0, pure noise, for some of the noisiest pictures: SD's schedule never reaches that, but sampling starts there.
+    """
     noisiest = times >= recipe.timestep_shares[-2][0]
     return torch.where(noisiest & (torch.rand(len(times), generator=random) < recipe.blind_share), 0.0, levels)
 
 # %% ../../nbs/toy/05_unet.ipynb #b11d0005
 def diffusion_loss(
-    output: torch.Tensor,  # (b, c, h, w) what the UNet says
+    output: torch.Tensor,  # (b, c, h, w) of the UNet
     clean: torch.Tensor,  # (b, c, h, w) x₀
     noise: torch.Tensor,  # (b, c, h, w) ε
     level: torch.Tensor,  # (b,) ᾱ
     recipe: Recipe,
-    cells: torch.Tensor | None = None,  # (b, h, w) how much each cell counts; None: the same
+    cells: torch.Tensor | None = None,  # (b, h, w) weight of each cell; None: all are 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    "The weighted loss, a number, and the squared error of x₀ that the output implies, (b,)."
+    "The weighted loss, a number, and the squared error `(b,)` of the x₀ that follows from the output."
     alpha, ratio = level.view(-1, 1, 1, 1), level / (1 - level)
     velocity = recipe.prediction_type == "v_prediction"
     target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if velocity else noise
     squared = (output - target).square().mean(1)
     error, counted = (each.mean((1, 2)) for each in (squared, squared if cells is None else squared * cells))
     to_clean = 1 / (ratio + 1) if velocity else 1 / ratio  # the same error, measured on x₀
-    limit = recipe.snr_limit
-    weight = (limit * to_clean).clamp(max=1)
+    weight = (recipe.snr_limit * to_clean).clamp(max=1)  # min-SNR (Hang et al. 2023)
     return (counted * weight).mean(), (error * to_clean).detach()
 
 # %% ../../nbs/toy/05_unet.ipynb #815db130
 def caption_variants(scene: Scene) -> list[str]:
-    "The caption, then the caption without background, without material, without shape."
+    "The caption, then the captions without the background, without the material, and without the shape."
     place = BACKGROUNDS[scene.background]
     partial = f"a {scene.material} {scene.shape}", f"a {scene.shape} {place}", f"a {scene.material} object {place}"
     return [scene.caption, *partial]
@@ -99,9 +101,10 @@ def shape_emphasis(
     texts: list[str],  # the captions
     strength: float,
 ) -> torch.Tensor:  # (width, width), symmetric
-    "The matrix that makes states differ by shape as much more as `strength` says, and leaves the rest as it is."
+    "The matrix that multiplies the differences between shapes by `strength` and changes nothing else."
     words = [text.split() for text in texts]
-    means = torch.stack([states[[shape in each for each in words]].mean(0) for shape in SHAPES if any(shape in each for each in words)])
+    shown = [torch.tensor([shape in each for each in words], device=states.device) for shape in SHAPES]
+    means = torch.stack([states[rows].mean(0) for rows in shown if rows.any()])
     directions = torch.linalg.svd(means - means.mean(0), full_matrices=False)[2][: len(means) - 1]
     return torch.eye(states.shape[1], device=states.device) + (strength - 1) * directions.T @ directions
 
@@ -110,20 +113,20 @@ def reading_through(
     tensors: dict[str, torch.Tensor],  # weights of a UNet by name
     matrix: torch.Tensor,  # (width, width)
 ) -> dict[str, torch.Tensor]:
-    "The weights with which plain text states give what `states @ matrix` gives with `tensors`."
+    "Weights that do with plain text states what `tensors` do with `states @ matrix`."
     reads = (".attn2.to_k.weight", ".attn2.to_v.weight")
     return {name: tensor @ matrix.T.to(tensor) if name.endswith(reads) else tensor for name, tensor in tensors.items()}
 
 
 class Captions:
-    "The text states of all captions that can be drawn for the training pictures."
+    "The text states of all captions that the training pictures can have."
 
     def __init__(self, run: Run):
         variants = [caption_variants(scene(run, index)) for index in range(run.recipe.pictures)]
         texts = ["", *sorted({text for each in variants for text in each})]
         place = {text: index for index, text in enumerate(texts)}
         self.recipe = run.recipe
-        # (pictures, 4) rows of `states`, and (texts, window, width)
+        # `table`: (pictures, 4) rows of `states`, which is (texts, window, width)
         self.table = torch.tensor([[place[text] for text in each] for each in variants])
         with torch.no_grad():
             ids, tower = token_ids(run, texts).to(run.device), load_clip(run).text_model
@@ -135,9 +138,9 @@ class Captions:
         self,
         rows: torch.Tensor,  # (b,) numbers of pictures
         random: torch.Generator,
-        whole: int = 0,  # so many of them, the first ones, have their whole caption
+        whole: int = 0,  # how many of them, the first ones, always get their whole caption
     ) -> torch.Tensor:  # (b, window, width)
-        "A caption for each picture: mostly whole, sometimes partial, sometimes none."
+        "The states of a caption for each picture: mostly whole, sometimes partial, sometimes empty."
         draw = torch.rand(len(rows), generator=random)
         part = torch.randint(1, 4, (len(rows),), generator=random)
         free = torch.arange(len(rows)) >= whole
@@ -147,11 +150,11 @@ class Captions:
 
 # %% ../../nbs/toy/05_unet.ipynb #a5df7255
 class ThinnedAttention:
-    "Plain attention, but while `thin` is set, self-attention over `tokens` tokens sees a random quarter of its keys."
+    "Plain attention. While `thin` is set, self-attention over `tokens` tokens uses a random quarter of its keys."
 
     def __init__(
         self,
-        tokens: int,  # of the resolution to thin, a square number
+        tokens: int,  # at the resolution where keys are left out; a square number
     ):
         self.side, self.thin, self.random = math.isqrt(tokens), False, torch.Generator()
 
@@ -174,32 +177,34 @@ class ThinnedAttention:
 
 # %% ../../nbs/toy/05_unet.ipynb #6814c192
 class Outlines(torch.nn.Module):
-    "Throw-away heads that draw the object from what two of a UNet's blocks give, the coarse one and the last."
+    "Temporary heads that draw the object from the outputs of two UNet blocks, a coarse one and the last one."
 
     def __init__(self, unet: UNet2DConditionModel):
         super().__init__()
-        widths, self.seen = unet.config.block_out_channels, {}
-        self.heads = torch.nn.ModuleDict({block: torch.nn.Conv2d(width, 1, 1) for block, width in (("1", widths[2]), ("3", widths[0]))})
+        widths = unet.config.block_out_channels
+        heads = {"1": torch.nn.Conv2d(widths[2], 1, 1), "3": torch.nn.Conv2d(widths[0], 1, 1)}  # by upward block
+        self.heads, self.seen = torch.nn.ModuleDict(heads), {}
         for block in self.heads:
-            unet.up_blocks[int(block)].register_forward_hook(lambda module, inputs, output, block=block: self.seen.update({block: output}))
+            keep = lambda module, inputs, output, block=block: self.seen.update({block: output})  # noqa: E731
+            unet.up_blocks[int(block)].register_forward_hook(keep)
 
     def loss(
         self,
         covered: torch.Tensor,  # (b, side, side) how much of each cell the object covers
     ) -> torch.Tensor:
-        "The binary cross-entropy of what the heads draw, after the UNet has run."
+        "The binary cross-entropy of the drawn outlines. Call it after the UNet has run."
         drawn = [head(self.seen.pop(block))[:, 0].float() for block, head in self.heads.items()]
         wanted = [F.adaptive_avg_pool2d(covered[:, None], each.shape[-1])[:, 0] for each in drawn]
         return sum(F.binary_cross_entropy_with_logits(*pair) for pair in zip(drawn, wanted))
 
 
 class UNetTraining:
-    "A UNet while it trains: weights in bf16, master copy and moving average in float32, optimiser."
+    "A UNet in training: weights in bf16, master copy and moving average in float32, and the optimiser."
 
     def __init__(
         self,
         run: Run,
-        emphasis: torch.Tensor | None = None,  # the matrix on the text states that it will be shown; None: none
+        emphasis: torch.Tensor | None = None,  # the matrix by which text states are multiplied; None: the identity
     ):
         recipe, unet = run.recipe, make_unet(run.recipe)
         if run.init:
@@ -222,9 +227,10 @@ class UNetTraining:
         unet.set_attn_processor(self.attention)
 
     def learn(self, loss: torch.Tensor, step: int, used: float, processes: int = 1) -> None:
-        "One step down the loss, averaged over processes."
+        "One optimiser step. Gradients are averaged over processes."
         loss.backward()
-        gradient = torch.cat([(torch.zeros_like(weight) if weight.grad is None else weight.grad).float().flatten() for weight in self.weights])
+        gradients = (torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self.weights)
+        gradient = torch.cat([each.float().flatten() for each in gradients])
         if processes > 1:
             dist.all_reduce(gradient)
             gradient /= processes
@@ -241,13 +247,14 @@ class UNetTraining:
         follow(self.average, self.master, step, self.recipe.average)
 
     def averaged(self) -> dict[str, torch.Tensor]:
-        "The UNet's weights to keep, by name: they read plain text states."
-        kept = {name.removeprefix("unet."): weight for name, weight in zip(self.names, self.average) if name.startswith("unet.")}
+        "The UNet's averaged weights by name. They work with plain text states."
+        pairs = zip(self.names, self.average)
+        kept = {name.removeprefix("unet."): weight for name, weight in pairs if name.startswith("unet.")}
         return reading_through(kept, self.emphasis)
 
 # %% ../../nbs/toy/05_unet.ipynb #278cafb8
 def save_checkpoint(path: Path, training: UNetTraining, step: int, seconds: float) -> None:
-    "Writes the state of a training, whole or not at all."
+    "Writes the state of a training. The file appears only when it is complete."
     moments = [training.optimizer.state[weight] for weight in training.master]
     columns = dict(master=training.master, average=training.average)
     columns |= {moment: [state[moment] for state in moments] for moment in ("exp_avg", "exp_avg_sq") if all(moments)}
@@ -258,7 +265,7 @@ def save_checkpoint(path: Path, training: UNetTraining, step: int, seconds: floa
 
 @torch.no_grad()
 def load_checkpoint(path: Path, training: UNetTraining) -> tuple[int, float]:
-    "Puts a training into the state of a file; the step and the seconds used, or (0, 0.0) when there is no file."
+    "Loads a training's state from a file. Gives the step and the seconds used, or (0, 0.0) without a file."
     if not path.exists():
         return 0, 0.0
     facts, tensors = read_facts(path), load_file(path, device=str(training.master[0].device))
@@ -277,16 +284,16 @@ _ALIKE = len(SHAPES)  # pictures in a row that differ only in shape: see `recipe
 
 
 class Batch(NamedTuple):
-    "What one process sees in one step: b pictures."
+    "What one process trains on in one step: b pictures."
 
     clean: torch.Tensor  # (b, c, h, w) x₀
     noise: torch.Tensor  # (b, c, h, w) ε
     times: torch.Tensor  # (b,)
     level: torch.Tensor  # (b,) ᾱ of the timestep
-    seen: torch.Tensor  # (b,) ᾱ of what is shown: that, or 0
-    covered: torch.Tensor  # (b, h, w) how much of each cell the object covers
-    counts: torch.Tensor  # (b, h, w) how much each cell counts, 1 on average
-    states: torch.Tensor  # (b, window, width)
+    seen: torch.Tensor  # (b,) ᾱ of what the UNet sees: `level`, or 0 for pure noise
+    covered: torch.Tensor  # (b, h, w) how much of each cell the object covers, 0 to 1
+    counts: torch.Tensor  # (b, h, w) weight of each cell in the loss, 1 on average
+    states: torch.Tensor  # (b, window, width) of the captions
 
 
 class NoisyPictures:
@@ -302,13 +309,13 @@ class NoisyPictures:
             self.latents[size] = [torch.from_numpy(array) for array in arrays]
 
     def batch_size(self, size: int) -> int:
-        "Pictures a step and process."
+        "Pictures of one process in one step."
         recipe = self.run.recipe
         together = recipe.batch[size == recipe.size] if self.run.device == "cpu" else recipe.cuda_batch
         return max(1, together // self.processes)
 
     def rows(self, count: int, used: float, random: torch.Generator) -> tuple[torch.Tensor, int]:  # (count,)
-        "Numbers of pictures, from the part of them that is let in by now; and how many of them, the first ones, are look-alikes."
+        "Numbers of pictures from the part that is used at this time, and how many of them, the first, are look-alikes."
         recipe = self.run.recipe
         first, last = recipe.reach
         reach = min(1.0, 0.1 + 0.9 * max(0.0, used - first) / (last - first))
@@ -319,7 +326,7 @@ class NoisyPictures:
         return torch.cat([groups.flatten(), others]), groups.numel()
 
     def draw(self, step: int, rank: int, used: float) -> Batch:
-        "A batch, fixed by step, process and the share of the budget used."
+        "A batch. It depends only on the step, the process and the share of the budget used."
         recipe, random = self.run.recipe, self.run.generator("unet", step, rank)
         size = recipe.size // 2 if used < recipe.small_share else recipe.size
         count, (means, stds) = self.batch_size(size), self.latents[size]
@@ -331,14 +338,15 @@ class NoisyPictures:
         times = _shared(draw_timesteps(count, recipe, random), alike)
         levels = self.levels[times]
         seen = _shared(blinded(levels, times, recipe, random), alike)
-        covered = F.adaptive_avg_pool2d(torch.from_numpy(self.masks[rows.numpy()]).float()[:, None], mean.shape[-1])[:, 0]
+        outlines = torch.from_numpy(self.masks[rows.numpy()]).float()[:, None]
+        covered = F.adaptive_avg_pool2d(outlines, mean.shape[-1])[:, 0]
         counts = 1 + recipe.object_weight * (used < recipe.object_share) * covered
         parts = clean, noise, times, levels, seen, covered, counts / counts.mean()
         return Batch(*(part.to(self.run.device) for part in parts), self.captions.draw(rows, random, alike))
 
 
 def _shared(values: torch.Tensor, alike: int) -> torch.Tensor:
-    "The values `(b, ...)`, each look-alike's made those of the first of its row."
+    "The values `(b, ...)`. Each look-alike gets the value of the first one in its row."
     return torch.cat([values[:alike:_ALIKE].repeat_interleave(_ALIKE, 0), values[alike:]])
 
 # %% ../../nbs/toy/05_unet.ipynb #5605afae
@@ -349,7 +357,7 @@ def _unet_step(
     rank: int,  # of the process
     used: float,  # share of the budget
 ) -> dict[str, torch.Tensor]:
-    "One step of one process; the terms for the log."
+    "One step of one process. Gives the terms for the log."
     recipe = training.recipe
     training.attention.thin = used < recipe.thin_share
     training.attention.random = batches.run.generator("keys", step, rank)
@@ -360,11 +368,12 @@ def _unet_step(
     loss, error = diffusion_loss(output, batch.clean, batch.noise, batch.level, recipe, batch.counts)
     outline = training.outlines.loss(batch.covered)
     training.learn(loss + recipe.outline_weight[used >= recipe.small_share] * outline, step, used, batches.processes)
-    return dict(loss=loss, mask=outline, x0_error=error[batch.times > 700].mean(), blind=error[batch.seen == 0].mean())  # NaN where no timestep was that high
+    noisiest, blind = error[batch.times > 700].mean(), error[batch.seen == 0].mean()  # NaN if there was no such picture
+    return dict(loss=loss, mask=outline, x0_error=noisiest, blind=blind)
 
 
 def _train_unet(rank: int, processes: int, run: Run) -> None:
-    "What each process does; the first one writes."
+    "The training in each process. The first process writes the files."
     torch.set_flush_denormal(True)
     batches, log = NoisyPictures(run, processes), Log(run, "unet")
     training = UNetTraining(run, batches.captions.emphasis)
@@ -386,7 +395,7 @@ def _train_unet(rank: int, processes: int, run: Run) -> None:
 
 
 def _first_of(value: float) -> float:
-    "The first process's number, in all of them."
+    "The first process's number, in all processes."
     shared = torch.tensor([value], dtype=torch.float64)
     dist.broadcast(shared, 0)
     return shared.item()
@@ -394,9 +403,9 @@ def _first_of(value: float) -> float:
 # %% ../../nbs/toy/05_unet.ipynb #8dcde72e
 def train_unet(
     run: Run,
-    processes: int | None = None,  # None: two on a CPU that has two cores, else one
+    processes: int | None = None,  # None: two on a CPU with at least two cores, else one
 ) -> None:
-    "Writes `unet.safetensors`, the averaged weights. Goes on from the checkpoint that an earlier run left."
+    "Writes `unet.safetensors`, the averaged weights. Continues from the checkpoint of an earlier run."
     run = run.without_gentle_start()
     if processes is None:
         processes = min(2, os.cpu_count() or 1) if run.device == "cpu" else 1
@@ -404,8 +413,8 @@ def train_unet(
         try:
             return _train_unet(0, 1, run)
         finally:
-            torch.set_flush_denormal(False)  # it holds for the whole process, and this one is the caller's
-    masks(run)  # made by one process, before several ask for them
+            torch.set_flush_denormal(False)  # it changes the whole process, which belongs to the caller
+    masks(run)  # computed here, before several processes read them
     meeting = run.folder / f"meeting-{uuid.uuid4().hex[:8]}"
     try:
         torch.multiprocessing.spawn(_worker, (processes, run, meeting), nprocs=processes)

@@ -27,7 +27,7 @@ _EASY = set(product(("red", "green", "blue", "yellow", "purple"), ("sand", "plai
 
 def patch_cells(
     masks: np.ndarray,  # (b, side, side) bool
-    grid: int,  # patches a side
+    grid: int,  # patches along a side
 ) -> np.ndarray:  # (b, patches, cells)
     "For each patch, which of its cells the object covers."
     cells = masks.shape[1] // grid
@@ -35,7 +35,7 @@ def patch_cells(
 
 
 def look_alikes(scenes: list[Scene], easy: bool = False) -> list[np.ndarray]:
-    "The numbers of the pictures that share material and background; only what is easy to see, if there is any."
+    "Groups of pictures with the same material and background, by number. `easy`: only those easy to see, if any."
     groups: dict[tuple[str, str], list[int]] = {}
     for index, each in enumerate(scenes):
         groups.setdefault((each.material, each.background), []).append(index)
@@ -49,7 +49,7 @@ def contrastive_loss(
     which: torch.Tensor,  # (b,) the caption of each picture
     scale: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    "CLIP's loss, from pictures to captions and back, and how often the best caption is the right one."
+    "CLIP's loss in both directions, and how often the best caption is the right one."
     scores = scale * pictures @ texts.T
     target = F.one_hot(which, len(texts)).float().T
     target = target / target.sum(1, keepdim=True)
@@ -59,15 +59,16 @@ def contrastive_loss(
 
 
 def vision_input(frames: np.ndarray, size: int, random: torch.Generator) -> torch.Tensor:  # (b, 3, size, size)
-    "Pictures as the vision tower reads them, at random brightness, contrast and grain."
+    "Pictures as the vision tower reads them, with random brightness, contrast and grain."
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     pixels = (F.avg_pool2d(to_pixels(frames), frames.shape[1] // size).add(1).div(2) - mean) / std
     contrast, brightness, grain = torch.randn(3, len(frames), 1, 1, 1, generator=random)
-    return pixels * (1 + 0.1 * contrast) + 0.1 * brightness + 0.05 * grain * torch.randn(pixels.shape, generator=random)
+    noise = 0.05 * grain * torch.randn(pixels.shape, generator=random)
+    return pixels * (1 + 0.1 * contrast) + 0.1 * brightness + noise
 
 # %% ../../nbs/toy/04_vision.ipynb #019ea272
 def _vision_rows(run: Run, groups: dict[bool, list[np.ndarray]], step: int, used: float) -> np.ndarray:  # (b,)
-    "The pictures of a batch: at random, or rows of look-alikes."
+    "The numbers of the pictures of a batch: random ones, or rows of look-alikes."
     recipe, rng = run.recipe, run.rng("rows", step)
     if step % 3 == 0:
         return rng.integers(recipe.pictures, size=recipe.vision_batch)
@@ -84,7 +85,7 @@ def caption_embeddings(run: Run, clip: CLIPModel, texts: list[str]) -> torch.Ten
 
 
 def _vision_optimizer(run: Run, clip: CLIPModel, head: torch.nn.Module) -> torch.optim.Optimizer:
-    "Adam for everything but the text tower; weight decay for matrices only."
+    "AdamW for everything except the text tower, with weight decay for matrices only."
     trained = [*clip.vision_model.parameters(), *clip.visual_projection.parameters(), *head.parameters()]
     if not run.init:
         with torch.no_grad():
@@ -97,14 +98,15 @@ def _vision_optimizer(run: Run, clip: CLIPModel, head: torch.nn.Module) -> torch
 
 # %% ../../nbs/toy/04_vision.ipynb #efa7ee52
 class Outline(torch.nn.Module):
-    "Draws the object: from the states of one layer, for each patch the logits of its cells."
+    "Draws the object: for each patch the logits of its cells, from the states of one layer."
 
     def __init__(self, width: int, cells: int, layer: int):
         super().__init__()
-        self.layer, self.norm, self.out = layer, torch.nn.LayerNorm(width, elementwise_affine=False), torch.nn.Linear(width, cells)
+        self.layer, self.norm = layer, torch.nn.LayerNorm(width, elementwise_affine=False)
+        self.out = torch.nn.Linear(width, cells)
 
     def forward(self, states: tuple[torch.Tensor, ...]) -> torch.Tensor:  # (b, patches, cells)
-        "`states` are those before the first layer and after each, (b, 1 + patches, width)."
+        "`states`: before the first layer and after each layer, (b, 1 + patches, width)."
         return self.out(self.norm(states[self.layer][:, 1:]))
 
 
@@ -145,7 +147,7 @@ def _vision_terms(
     which: np.ndarray,  # (b,) the caption of each picture
     cells: np.ndarray,  # (b, patches, 16) bool
 ) -> dict[str, torch.Tensor]:
-    "The terms of the loss on a batch."
+    "The terms of the loss on a batch, and the accuracy."
     with torch.autocast(pixels.device.type, torch.bfloat16):
         seen = clip.vision_model(pixel_values=pixels, output_hidden_states=True)
         vectors, drawn = clip.visual_projection(seen.pooler_output), head(seen.hidden_states)

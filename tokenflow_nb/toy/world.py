@@ -21,14 +21,14 @@ import numpy as np
 from ..clip import Clip
 
 # %% ../../nbs/toy/00_world.ipynb #885341e8
-_TILE = 512  # texels a side; a power of two, so that wrapping round is one bitwise and
+_TILE = 512  # texels a side; a power of two, so that one bitwise `and` wraps a coordinate
 
 
 def _noise_tile(
     cells: int,  # random values a side: more cells, finer noise
     rng: np.random.Generator,
 ) -> np.ndarray:  # (_TILE, _TILE) float32 in [0, 1]
-    "Smooth value noise that repeats without a seam."
+    "Smooth noise that repeats without a seam."
     values = rng.random((cells, cells)).astype(np.float32)
     place = np.arange(_TILE) * cells / _TILE
     low = place.astype(int)
@@ -75,7 +75,7 @@ def _lookup(
     u: np.ndarray,  # across, in texels
     v: np.ndarray,  # down, in texels; any shape that broadcasts with `u`
 ) -> np.ndarray:
-    "The tile between its texels (bilinear), repeated endlessly."
+    "The endlessly repeated tile at these places, interpolated bilinearly."
     left, top = np.floor(u), np.floor(v)
     across, down = (u - left).astype(np.float32), (v - top).astype(np.float32)
     left, top = left.astype(np.int64) & (_TILE - 1), top.astype(np.int64) & (_TILE - 1)
@@ -93,18 +93,18 @@ def _mix(
     second: _Colour,  # where `share` is 1
     share: np.ndarray,  # (...)
 ) -> np.ndarray:  # (..., 3)
-    "The colour on the way from `first` to `second`."
+    "The two colours mixed."
     share = np.asarray(share, np.float32)[..., None]
     return np.asarray(first, np.float32) * (1 - share) + np.asarray(second, np.float32) * share
 
 
 def _step(distance: np.ndarray, width: float) -> np.ndarray:
-    "0 below zero, 1 above, and a ramp of `width` between."
+    "0 below zero, 1 above zero, with a ramp of `width` in between."
     return np.clip(distance / width + 0.5, 0, 1)
 
 
 def _stripes(place: np.ndarray, period: float, width: float) -> np.ndarray:
-    "0 and 1 in turn along `place`, with ramps of `width`."
+    "Stripes of 0 and 1 along `place`, with ramps of `width`."
     return _step(np.abs((place / period) % 1 - 0.5) * period - period / 4, width)
 
 # %% ../../nbs/toy/00_world.ipynb #74f57720
@@ -119,9 +119,9 @@ def _circle_distance(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/toy/00_world.ipynb #76d49146
 def _mirrored_polygon(
-    points: list[tuple[float, float]],  # right half of the outline, from the axis at the top to the axis at the bottom
+    points: list[tuple[float, float]],  # right half of the outline, from the top of the axis to its bottom
 ) -> _Shape:
-    "The polygon that `points` and their mirror images enclose."
+    "The polygon of `points` and their mirror images."
     corners = np.asarray(points, np.float32)
 
     def distance(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -146,7 +146,7 @@ def _star_points() -> list[tuple[float, float]]:
 
 
 def _heart_points() -> list[tuple[float, float]]:
-    "Right half of a heart: the well-known curve of four cosines."
+    "Right half of a heart: a well-known curve of four cosines."
     turn = np.linspace(0, math.pi, 21)
     down = 5 * np.cos(2 * turn) + 2 * np.cos(3 * turn) + np.cos(4 * turn) - 13 * np.cos(turn)
     return list(zip(16 * np.sin(turn) ** 3 / 16.5, down / 16.5))
@@ -165,7 +165,7 @@ _Material = Callable[[np.ndarray, np.ndarray, tuple[float, float], float], np.nd
 
 
 def _plain(colour: tuple[float, float, float]) -> _Material:
-    "Almost one colour all over."
+    "One colour with a little noise."
 
     def paint(u: np.ndarray, v: np.ndarray, offset: tuple[float, float], footprint: float) -> np.ndarray:
         noise = _lookup(_tiles().cloud, u * 0.7 + offset[0], v * 0.7 + offset[1]) - 0.5
@@ -285,11 +285,11 @@ BACKGROUNDS = {name: phrase for name, (phrase, _) in _BACKGROUNDS.items()}  # na
 
 # %% ../../nbs/toy/00_world.ipynb #9f0bc4f7
 def _check_name(
-    argument: str,  # what is being named
+    argument: str,  # its name, for the message
     name: object,
     valid: Collection[str],
 ) -> None:
-    "Raises `ValueError` with the nearest valid name when `name` is none of `valid`."
+    "Raises `ValueError`, which suggests the nearest valid name, when `name` is not in `valid`."
     if isinstance(name, str) and name in valid:
         return
     near = get_close_matches(str(name).lower(), valid, 1)
@@ -298,7 +298,7 @@ def _check_name(
 
 
 def caption(shape: str, material: str, background: str) -> str:
-    "The sentence for such a scene. Raises `ValueError` for a name that the world does not know."
+    "The caption of such a scene. Raises `ValueError` for a name that the world does not know."
     _check_name("shape", shape, SHAPES)
     _check_name("material", material, MATERIALS)
     _check_name("background", background, BACKGROUNDS)
@@ -306,11 +306,12 @@ def caption(shape: str, material: str, background: str) -> str:
 
 
 def captions() -> list[str]:
-    "Every sentence that this world can illustrate."
+    "The captions of all scenes that this world can show."
     return [caption(*names) for names in product(SHAPES, MATERIALS, BACKGROUNDS)]
 
 # %% ../../nbs/toy/00_world.ipynb #09408a4d
-# A number once given stays: the weights that ship were begun when the world had more words, and never saw what these hold out.
+# These numbers must not change: they decide which combinations the shipped weights never saw in training.
+# They have gaps because the world once had more words.
 _SHAPE_NUMBERS = dict(circle=0, square=1, star=3, heart=4)
 _BACKGROUND_NUMBERS = dict(grass=0, sky=2, night=3, water=4, sand=5, planks=6, plain=7)
 
@@ -378,11 +379,11 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        "The sentence that describes it."
+        "The text that describes the scene."
         return caption(self.shape, self.material, self.background)
 
     def replace(self, **changes) -> "Scene":
-        "The same scene but for `changes`: with another material or background, the ideal edit."
+        "The scene with `changes`. With another material or background, it is the ideal edit."
         return dataclasses.replace(self, **changes)
 
     def image(self, size: int = 128, frame: float = 0) -> np.ndarray:
@@ -394,12 +395,12 @@ class Scene:
         return _render(self, _count("frames", frames), _count("size", size), _number("fps", fps, above=0))
 
     def truth(self, frames: int = 24, size: int = 128) -> "Truth":
-        "Exact flow, visibility and masks of the clip that `render` gives for the same arguments."
+        "Exact flow, visibility and masks of the clip that `render` returns for the same arguments."
         return _truth(self, _count("frames", frames), _count("size", size))
 
     @classmethod
     def random(cls, rng: int | np.random.Generator, held_out: bool = False, moving: bool = True) -> "Scene":
-        "A scene drawn by a seed or generator, from the combinations that are trained or those `held_out`."
+        "A scene from a seed or generator: a combination used in training, or one that is `held_out`."
         return _random(np.random.default_rng(rng), held_out, moving)
 
 # %% ../../nbs/toy/00_world.ipynb #d5bcc1c8
@@ -407,7 +408,7 @@ class _Pose(NamedTuple):
     centre: np.ndarray  # (2,) x, y of the object in the picture
     radius: float
     angle: float
-    camera: np.ndarray  # (2,) x, y that the camera has panned
+    camera: np.ndarray  # (2,) x, y by which the camera has panned
 
 
 def _pose(scene: Scene, frame: float) -> _Pose:
@@ -429,12 +430,12 @@ class _Window(NamedTuple):
     columns: slice
     u: np.ndarray  # (h, w) the object's own coordinates, in radii
     v: np.ndarray
-    distance: np.ndarray  # (h, w) to the outline, in world units
+    distance: np.ndarray  # (h, w) to the outline, in world units; negative inside
     coverage: np.ndarray  # (h, w) how much of a pixel the object covers, 0 to 1
 
 
 def _axis(size: int) -> np.ndarray:  # (size,)
-    "Where the centres of the pixels of a row lie in the world."
+    "World coordinates of the pixel centres of a row."
     return (np.arange(size) + 0.5) * (_WORLD / size)
 
 
@@ -459,7 +460,7 @@ def _paint(scene: Scene, size: int, frame: float) -> np.ndarray:  # (size, size,
     picture = ground(axis[None] + pose.camera[0], axis[:, None] + pose.camera[1], scene.background_offset)
 
     window = _window(scene, pose, size)
-    unit = 32 / pose.radius  # materials count 32 units to a radius
+    unit = 32 / pose.radius  # a radius is 32 units of a material
     colour = _MATERIALS[scene.material](
         window.u * 32, window.v * 32, scene.object_offset, footprint=unit * _WORLD / size
     )
@@ -479,12 +480,12 @@ def _render(scene: Scene, frames: int, size: int, fps: float) -> Clip:
 # %% ../../nbs/toy/00_world.ipynb #09034d76
 @dataclass(frozen=True, eq=False)
 class Truth:
-    "What is known about a clip of `f` frames of size (h, w)."
+    "The exact motion and masks of a clip of `f` frames of size (h, w)."
 
     forward_flow: np.ndarray  # (f-1, h, w, 2) float32: pixels (x, y) from frame t to frame t+1
     backward_flow: np.ndarray  # (f-1, h, w, 2) float32: pixels (x, y) from frame t+1 to frame t
-    forward_visible: np.ndarray  # (f-1, h, w) bool: the point of frame t can be seen in frame t+1
-    backward_visible: np.ndarray  # (f-1, h, w) bool: the point of frame t+1 can be seen in frame t
+    forward_visible: np.ndarray  # (f-1, h, w) bool: the point in frame t is also visible in frame t+1
+    backward_visible: np.ndarray  # (f-1, h, w) bool: the point in frame t+1 is also visible in frame t
     object_mask: np.ndarray  # (f, h, w) bool: the pixel belongs to the object
 
     def __repr__(self) -> str:
@@ -502,12 +503,12 @@ def _coverage(scene: Scene, frames: int, size: int) -> np.ndarray:  # (f, h, w) 
 
 # %% ../../nbs/toy/00_world.ipynb #97f803d4
 def _flow(
-    mask: np.ndarray,  # (f, h, w) bool: the object in the frames from which the flow starts
+    mask: np.ndarray,  # (f, h, w) bool: the object in the frames where the flow starts
     centres: np.ndarray,  # (f, 2) of the object in these frames
-    turn: float,  # radians to the frame where the flow ends
-    scale: float,  # factor of the object's size to that frame
-    shift: np.ndarray,  # (2,) of the object's centre to that frame
-    pan: np.ndarray,  # (2,) of the camera to that frame
+    turn: float,  # radians by which the object turns until the frame where the flow ends
+    scale: float,  # factor by which it grows
+    shift: np.ndarray,  # (2,) by which its centre moves
+    pan: np.ndarray,  # (2,) by which the camera moves
 ) -> np.ndarray:  # (f, h, w, 2) float32
     "Where each pixel goes, in pixels."
     size = mask.shape[-1]
@@ -521,10 +522,10 @@ def _flow(
 # %% ../../nbs/toy/00_world.ipynb #1fefaaf8
 def _visible(
     flow: np.ndarray,  # (f, h, w, 2) pixels
-    here: np.ndarray,  # (f, h, w) surface that a pixel shows: 1 object, -1 background, 0 a blend of both
+    here: np.ndarray,  # (f, h, w) what a pixel shows: 1 object, -1 background, 0 a blend of both
     there: np.ndarray,  # (f, h, w) the same for the frames where the flow ends
 ) -> np.ndarray:  # (f, h, w) bool
-    "Whether bilinear sampling at the end of the flow finds the same surface and nothing else."
+    "Whether bilinear sampling at the end of the flow reads the same surface only."
     frames, height, width = here.shape
     x, y = np.arange(width) + flow[..., 0], np.arange(height)[:, None] + flow[..., 1]
     seen = (here != 0) & (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
@@ -536,7 +537,7 @@ def _visible(
 
 # %% ../../nbs/toy/00_world.ipynb #9850bb0a
 def _truth(scene: Scene, frames: int, size: int) -> Truth:
-    "Flow and visibility of a scene, from its numbers."
+    "Flow, visibility and masks, computed from the numbers of a scene."
     coverage = _coverage(scene, frames, size)
     mask, surface = coverage > 0.5, (coverage == 1).astype(np.int8) - (coverage == 0)
     centres = np.stack([_pose(scene, frame).centre for frame in range(frames)])
@@ -552,18 +553,18 @@ def _truth(scene: Scene, frames: int, size: int) -> Truth:
     )
 
 # %% ../../nbs/toy/00_world.ipynb #c839129d
-_CLIP_FRAMES = 24  # what `render` gives when not told otherwise
+_CLIP_FRAMES = 24  # the default of `render`
 
 
 def _gentle_motion(
     rng: np.random.Generator,
-    scene: Scene,  # a still
+    scene: Scene,  # without motion
 ) -> Scene:
-    "The scene in motion: object wholly in the picture for 24 frames, at most a pixel a frame, under a panning camera."
+    "The scene with motion, at most a pixel a frame. The object stays wholly in the picture for 24 frames."
     steps = _CLIP_FRAMES - 1
     growth = rng.uniform(-0.006, 0.006)
     largest = _SHAPES[scene.shape].reach * max(1.0, (1 + growth) ** steps)
-    radius = min(scene.radius, 0.42 * _WORLD / largest)  # leaves room to move
+    radius = min(scene.radius, 0.42 * _WORLD / largest)  # small enough to move
     margin = radius * largest + 2
     start = np.clip(scene.centre, margin, _WORLD - margin)
     end = np.clip(start + steps * rng.uniform(-0.7, 0.7, 2), margin, _WORLD - margin)
