@@ -41,7 +41,7 @@ class Budget:
             if not value > 0:
                 raise ValueError(f"{name}={value!r}: give a number above 0")
         if math.isinf(self.minutes) and math.isinf(self.steps):
-            raise ValueError("a budget without end: give minutes or steps")
+            raise ValueError("a budget needs a limit: give minutes or steps")
 
     def used(self, seconds: float, step: int) -> float:
         "The share that is used: 0 at the start, 1 or more at the end."
