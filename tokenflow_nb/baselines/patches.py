@@ -22,7 +22,7 @@ def carried_positions(
     flow: Flow,  # of the source clip
     keyframe: int,  # where positions start
 ) -> np.ndarray:
-    "Where each pixel was in the keyframe, by following the flow: `(f, h, w, 2)` float32, in pixels (x, y)."
+    "Where each pixel was in the keyframe, according to the flow: `(f, h, w, 2)` float32, in pixels (x, y)."
     frames, height, width = flow.shape
     if not 0 <= keyframe < frames:
         raise ValueError(f"keyframe={keyframe}: give a number from 0 to {frames - 1}, a frame of the clip")
@@ -39,15 +39,15 @@ def _patches(
     guide: np.ndarray,  # (h, w, c)
     size: int,
 ) -> np.ndarray:
-    "The square around each pixel as a row, `(h·w, c·size²)` float32; edges are repeated."
-    margin = size // 2
-    padded = np.pad(np.asarray(guide, np.float32), ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+    "The square around each pixel as a row, `(h·w, c·size²)` float32. Edge pixels are repeated."
+    margin = (size // 2, size // 2)
+    padded = np.pad(np.asarray(guide, np.float32), (margin, margin, (0, 0)), mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(0, 1))
     return np.ascontiguousarray(windows).reshape(guide.shape[0] * guide.shape[1], -1)
 
 
 class _Search:
-    "The best match so far of each target patch, and what it costs."
+    "The best match so far of each target patch, and its cost."
 
     def __init__(self, target: np.ndarray, source: np.ndarray, size: int, start: np.ndarray):
         self.shape, (height, width) = target.shape[:2], source.shape[:2]
@@ -61,14 +61,15 @@ class _Search:
         return np.einsum("pc,pc->p", difference, difference)
 
     def suggest(self, field: np.ndarray) -> None:
-        "Takes each match that is better than the one so far."
+        "Keeps each match that is better than the one so far."
         field = np.clip(field.reshape(-1, 2), 0, self.last)
         cost = self.costs(field)
         better = cost < self.cost
-        self.field, self.cost = np.where(better[:, None], field, self.field), np.where(better, cost, self.cost)
+        self.field = np.where(better[:, None], field, self.field)
+        self.cost = np.where(better, cost, self.cost)
 
     def propagate(self, step: int) -> None:
-        "Each patch tries the place beside its neighbours' matches."
+        "Each patch tries the places beside the matches of its neighbours at distance `step`."
         own = pixel_grid(*self.shape)
         for across, down in ((step, 0), (-step, 0), (0, step), (0, -step)):
             neighbour = np.clip(own - (across, down), 0, np.array(self.shape[::-1]) - 1)
@@ -76,7 +77,7 @@ class _Search:
             self.suggest(field + own - neighbour)
 
     def scatter(self, rng: np.random.Generator) -> None:
-        "Each patch tries random places around its match, at ever smaller distances."
+        "Each patch tries random places around its match, at smaller and smaller distances."
         radius = int(self.last.max()) + 1
         while radius >= 1:
             self.suggest(self.field + rng.integers(-radius, radius + 1, self.field.shape))
@@ -84,23 +85,27 @@ class _Search:
 
 # %% ../../nbs/baselines/04_patches.ipynb #e67a2ae7
 def _check_patch(name: str, value: int) -> int:
-    "The side of a patch. Raises `ValueError` for what has no middle."
+    "The side of a patch, in pixels. Raises `ValueError` unless it is odd."
     if not (found := whole(name, value, 1, of="pixels", note="odd, such as 5")) % 2:
         refuse(name, value, "give an odd number of pixels, such as 5")
     return found
 
 
 def match_patches(
-    target_guide: np.ndarray,  # (h, w, c): what looks for a match
-    source_guide: np.ndarray,  # (H, W, c): where it is looked for
+    target_guide: np.ndarray,  # (h, w, c): a match is searched for each of its pixels
+    source_guide: np.ndarray,  # (H, W, c): the matches are found here
     patch: int = 5,  # side of a patch, odd
-    rounds: int = 2,  # of propagation and random search; from a random start about 4
+    rounds: int = 2,  # of propagation and random search; a random start needs about 4
     start: np.ndarray | None = None,  # (h, w, 2) pixels (x, y): a first guess; None: random
     seed: int = 0,  # of the random search
 ) -> np.ndarray:
-    "The field: for each target pixel the source pixel (x, y) whose surroundings are most alike, `(h, w, 2)` int. By PatchMatch (Barnes et al. 2009)."
+    """The field `(h, w, 2)` int: for each target pixel the source pixel (x, y) with the most similar surroundings.
+
+    By PatchMatch (Barnes et al. 2009).
+    """
     if target_guide.ndim != 3 or source_guide.ndim != 3 or target_guide.shape[2] != source_guide.shape[2]:
-        raise ValueError(f"guides of shape {target_guide.shape} and {source_guide.shape}: give (h, w, c) arrays with as many channels")
+        shapes = f"{target_guide.shape} and {source_guide.shape}"
+        raise ValueError(f"guides of shape {shapes}: give (h, w, c) arrays with as many channels")
     patch = _check_patch("patch", patch)
     rng, (height, width) = np.random.default_rng(seed % 2**64), source_guide.shape[:2]
     if start is None:
@@ -114,11 +119,11 @@ def match_patches(
 
 # %% ../../nbs/baselines/04_patches.ipynb #7b81d962
 def vote(
-    image: np.ndarray,  # (H, W, c): what the matches show
-    field: np.ndarray,  # (h, w, 2) int pixels (x, y) of it
+    image: np.ndarray,  # (H, W, c): has the colours of the matches
+    field: np.ndarray,  # (h, w, 2) int pixels (x, y) of the image
     patch: int = 5,  # side of a patch, as it was matched
 ) -> np.ndarray:
-    "Each pixel as the mean of what the matches of all patches around it show there, `(h, w, c)` float64."
+    "Each pixel is the mean of the colours that the patches around it propose: `(h, w, c)` float64."
     size, own = np.array(field.shape[1::-1]), pixel_grid(*field.shape[:2])
     total, votes = np.zeros((*field.shape[:2], image.shape[2])), np.zeros((*field.shape[:2], 1))
     reach = range(-(patch // 2), patch // 2 + 1)
@@ -137,12 +142,16 @@ def vote(
 # %% ../../nbs/baselines/04_patches.ipynb #40bd4475
 @dataclass(frozen=True)
 class KeyframePatches:
-    """Keyframe propagation in the manner of EbSynth (Jamriška, Sochorová, Texler, Lukáč, Fišer, Lu, Shechtman, Sýkora 2019), by PatchMatch (Barnes,
-    Shechtman, Finkelstein, Goldman 2009). Plainer: one keyframe, two guides (colour, position), no coherence term, no Poisson blending."""
+    """Keyframe propagation in the manner of EbSynth.
+
+    EbSynth: Jamriška, Sochorová, Texler, Lukáč, Fišer, Lu, Shechtman, Sýkora 2019. The matches are found by PatchMatch
+    (Barnes, Shechtman, Finkelstein, Goldman 2009). Simplified: one keyframe, two guides (colour, position), no
+    coherence term, no Poisson blending.
+    """
 
     keyframe: int | None = None  # which frame is edited; None: the middle one
     patch: int = 5  # side of a patch in pixels, odd
-    position_scale: float = 8.0  # pixels off the carried position that cost as much as black for white
+    position_scale: float = 8.0  # this distance, in pixels, costs as much as black instead of white
 
     def __post_init__(self):
         positive = partial(number, above=0, of="pixels")

@@ -14,7 +14,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from tokenflow_nb.toy.recipe import (
-    Log, Recipe, Run, descend, follow, load_weights, new_array, paint, pictures, save_tensors, scene, seeded, steps, warm_cosine,
+    Log, Recipe, Run, descend, follow, load_weights, new_array, paint, pictures, save_tensors, scene, seeded, steps,
+    warm_cosine,
 )
 
 # %% ../../nbs/toy/03_vae.ipynb #661dfeb3
@@ -42,7 +43,7 @@ def random_crops(
     count: int,
     rng: np.random.Generator,
 ) -> np.ndarray:  # (count, side, side, 3)
-    "Squares cut from random pictures, half of the time mirrored."
+    "Squares cut from random pictures. Half of the batches are mirrored."
     places = rng.integers((len(frames), frames.shape[1] - side + 1, frames.shape[2] - side + 1), size=(count, 3))
     crops = np.stack([frames[index, top:top + side, left:left + side] for index, top, left in places])
     return crops[:, :, ::-1] if rng.random() < 0.5 else crops
@@ -54,7 +55,7 @@ def vae_loss(
     mean: torch.Tensor,  # of the posterior
     log_variance: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    "The terms of the loss: absolute, squared, of neighbours' differences, and the distance from a standard normal."
+    "The terms of the loss: absolute and squared error, error of neighbours' differences, KL divergence."
     error = restored - pixels
     across, down = error.diff(dim=3).abs().mean(), error.diff(dim=2).abs().mean()
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
@@ -66,7 +67,10 @@ def fold_statistics(
     vae: AutoencoderKL,  # changed in place
     pixels: torch.Tensor,  # (n, 3, h, w) of typical pictures
 ) -> None:
-    "Gives latent channels mean 0 and deviation 1 / scaling_factor, by the VAE's 1×1 convolutions; decoding undoes it."
+    """Gives each latent channel mean 0 and standard deviation 1 / scaling_factor.
+
+    This changes the VAE's two 1×1 convolutions. Decoded pictures stay the same.
+    """
     latents = torch.cat([vae.encode(part).latent_dist.mode() for part in pixels.split(16)])
     mean, scale = latents.mean((0, 2, 3)), latents.std((0, 2, 3)) * vae.config.scaling_factor
     into, out, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
@@ -79,13 +83,13 @@ def fold_statistics(
 
 @torch.no_grad()
 def vae_psnr(vae: AutoencoderKL, pixels: torch.Tensor) -> float:
-    "Mean over pictures of the peak signal-to-noise ratio, in dB, after encoding and decoding."
+    "PSNR in dB of pictures after encoding and decoding: the mean over pictures."
     restored = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in pixels.split(16)])
     return (-10 * ((restored.clamp(-1, 1) - pixels) / 2).square().mean((1, 2, 3)).log10()).mean().item()
 
 # %% ../../nbs/toy/03_vae.ipynb #190d5496
 def _vae_step(run: Run, vae: AutoencoderKL, frames: np.ndarray, step: int, used: float) -> tuple[torch.Tensor, dict]:
-    "Loss, and its terms, on a batch of crops."
+    "The loss and its terms on a batch of crops, or of whole pictures at the end."
     recipe, random = run.recipe, run.generator("vae", step)
     whole = used > 1 - recipe.vae_whole_share
     side, count = (recipe.size, max(1, recipe.vae_batch // 4)) if whole else (recipe.size // 2, recipe.vae_batch)
@@ -101,13 +105,14 @@ def _vae_step(run: Run, vae: AutoencoderKL, frames: np.ndarray, step: int, used:
 
 
 def _unseen(run: Run) -> torch.Tensor:  # (n, 3, size, size)
-    "At most 64 pictures that are not trained on."
-    count, first = min(64, run.recipe.pictures), run.recipe.pictures
-    return to_pixels(np.stack([paint(scene(run, first + index), run.recipe.size) for index in range(count)]), run.device)
+    "At most 64 pictures that are not used for training."
+    first, size = run.recipe.pictures, run.recipe.size
+    painted = [paint(scene(run, first + index), size) for index in range(min(64, first))]
+    return to_pixels(np.stack(painted), run.device)
 
 
 def train_vae(run: Run) -> None:
-    "Writes `vae.safetensors`: an autoencoder whose latents are normalised, or `init`'s, since its UNet knows no other."
+    "Writes `vae.safetensors`: a VAE with normalised latents. With `init` it is copied: that UNet needs it."
     recipe, vae = run.recipe, make_vae(run.recipe).to(run.device)
     if run.init:
         load_weights(vae, run.init / "vae" / "diffusion_pytorch_model.safetensors")
@@ -129,7 +134,7 @@ def train_vae(run: Run) -> None:
 
 # %% ../../nbs/toy/03_vae.ipynb #97abb4c1
 def _decoder_step(run: Run, vae: AutoencoderKL, frames: np.ndarray, step: int) -> torch.Tensor:
-    "The mean PSNR in dB of a batch of whole pictures, encoded without learning and decoded with."
+    "The mean PSNR in dB of a batch of whole pictures. Only the decoder gets gradients."
     rows = run.rng("decoder", step).integers(len(frames), size=run.recipe.decoder_batch)
     pixels = to_pixels(frames[rows], run.device)
     with torch.autocast(torch.device(run.device).type, torch.bfloat16):
@@ -140,7 +145,7 @@ def _decoder_step(run: Run, vae: AutoencoderKL, frames: np.ndarray, step: int) -
 
 
 def train_decoder(run: Run) -> None:
-    "Writes `decoder.safetensors`: the VAE with a decoder that has learned on, and the encoder as it was."
+    "Writes `decoder.safetensors`: the VAE with a decoder that was trained further, and the same encoder."
     recipe, log = run.recipe, Log(run, "decoder")
     vae = load_weights(make_vae(recipe), run.path("vae.safetensors")).to(run.device)
     frames, weights = pictures(run, recipe.size), [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
