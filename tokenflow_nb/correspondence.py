@@ -27,22 +27,22 @@ from .toy.world import Truth
 # %% ../nbs/07_correspondence.ipynb #bda99af8
 @dataclass(frozen=True, eq=False)
 class Matches:
-    "For each of the s tokens of a frame its best match among the tokens of another."
+    "The best matches of the s tokens of a frame among the tokens of another frame."
 
     similarity: torch.Tensor  # (s,) cosine
-    place: torch.Tensor  # (s,) int64, the token that it matches
-    cycle: torch.Tensor  # (s,) tokens between a start and where there-and-back-again ends
+    place: torch.Tensor  # (s,) int64, number of the token that it matches
+    cycle: torch.Tensor  # (s,) tokens from the start to the match of the match in the first frame
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor, columns: int) -> torch.Tensor:
-    "How many tokens lie between places, given as numbers in a grid of so many columns."
+    "The distance in tokens between places. Places are token numbers in a grid with `columns` columns."
     return torch.hypot((one // columns - other // columns).float(), (one % columns - other % columns).float())
 
 
 def match_frames(
     first: torch.Tensor,  # (s, c) tokens of a frame
     second: torch.Tensor,  # (s, c) tokens of another
-    columns: int,  # of the grid that they lie on
+    columns: int,  # of the grid of tokens
 ) -> tuple[Matches, Matches]:
     "The best matches of the first frame's tokens in the second, and of the second's in the first."
     cosines = normalise_keys(first) @ normalise_keys(second).T
@@ -58,24 +58,26 @@ def match_frames(
 class Trace:
     "A token of one frame and its match in each recorded frame."
 
-    frame: int  # where it starts, as a number in the clip
+    frame: int  # number in the clip of the frame where it starts
     token: tuple[int, int]  # row and column there
     frames: list[int]  # the recorded frames
     tokens: np.ndarray  # (f, 2) row and column of its match in each
     similarity: np.ndarray  # (f,) cosine
-    cycle: np.ndarray  # (f,) tokens between the start and where the way back ends
+    cycle: np.ndarray  # (f,) tokens from the start to the match of the match in the first frame
 
     def __repr__(self) -> str:
-        return f"Trace(token {self.token} of frame {self.frame} in {len(self.frames)} frames · similarity {self.similarity.mean():.2f} · cycle error {self.cycle.mean():.1f} tokens)"
+        start = f"token {self.token} of frame {self.frame} in {len(self.frames)} frames"
+        similarity, cycle = self.similarity.mean(), self.cycle.mean()
+        return f"Trace({start} · similarity {similarity:.2f} · cycle error {cycle:.1f} tokens)"
 
 
 def trace_tokens(
     tokens: torch.Tensor,  # (f, s, c)
-    frame: int,  # the place in `tokens` to start from
-    token: int,  # which of its tokens
-    columns: int,  # of the grid that they lie on
+    frame: int,  # position in `tokens` of the first frame
+    token: int,  # number of the token in this frame
+    columns: int,  # of the grid of tokens
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    "Match, similarity and cycle error of one token in every frame, `(f,)` each."
+    "The match of one token in every frame, its similarity, and its cycle error, `(f,)` each."
     keys = normalise_keys(tokens)
     similarity, place = (keys @ keys[frame, token]).max(1)
     found = keys[torch.arange(len(keys)), place]
@@ -87,32 +89,37 @@ def trace(
     recording: Recording,
     layer: str | Layer,  # a name as in `recording.layers`
     timestep: int | None = None,  # None: the middle one of those recorded
-    frame: int = 0,  # where to start, as a number in the clip
+    frame: int = 0,  # number in the clip of the first frame
     point: tuple[float, float] = (0.5, 0.5),  # x, y in the picture, from 0 to 1
 ) -> Trace:
-    "Where a point of a frame is found in every recorded frame. Raises `FeatureError` for what is not recorded, `ValueError` for a point outside."
+    """The match of a point of a frame in every recorded frame. Raises `FeatureError` for a layer, timestep or frame
+    that is not recorded, and `ValueError` for a point outside of the picture."""
     (rows, columns), position = recording.layer(layer).grid, recording.position(frame)
     x, y = point
     if not (0 <= x <= 1 and 0 <= y <= 1):
         raise ValueError(f"point={point!r} is outside of the picture: give x and y from 0 to 1")
     row, column = min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)
-    place, similarity, cycle = trace_tokens(recording.tokens(layer, timestep), position, row * columns + column, columns)
+    tokens = recording.tokens(layer, timestep)
+    place, similarity, cycle = trace_tokens(tokens, position, row * columns + column, columns)
     found = torch.stack([place // columns, place % columns], 1).numpy()
     return Trace(frame, (row, column), recording.frames, found, similarity.numpy(), cycle.numpy())
 
 # %% ../nbs/07_correspondence.ipynb #c76d9ef4
 def ladder(frames: int) -> list[int]:
     "Distances at which the frames of a clip are compared: 1, 2, 3, 4, 6, 8, 12, 16, 24, ... Empty for one frame."
-    return [step for step in range(1, frames) if any(step == part << (step.bit_length() - part.bit_length()) for part in (1, 3))]
+    doubled = sorted(part << power for part in (1, 3) for power in range(frames.bit_length()))
+    return [step for step in doubled if step < frames]
 
 
 def _pairs(frames: list[int], distances: Sequence[int], most: int) -> Iterator[tuple[int, int, int]]:
-    "Distance and the positions of two frames that far apart, at most `most` pairs a distance, evenly spaced."
+    "A distance, and the positions of two frames at this distance. At most `most` pairs a distance, evenly spaced."
     place = {frame: position for position, frame in enumerate(frames)}
     for distance in distances:
         pairs = [(place[frame], place[frame + distance]) for frame in frames if frame + distance in place]
-        for index in np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int)) if pairs else ():
-            yield distance, *pairs[index]
+        if pairs:
+            spread = np.linspace(0, len(pairs) - 1, min(most, len(pairs)))
+            for index in np.unique(spread.round().astype(int)):
+                yield distance, *pairs[index]
 
 # %% ../nbs/07_correspondence.ipynb #5b3f1622
 @dataclass(frozen=True, eq=False, repr=False)
@@ -120,9 +127,9 @@ class Redundancy:
     "How well the tokens of a clip are found in its other frames."
 
     frames: list[int]  # the recorded frames
-    maps: np.ndarray  # (f, h, w) cosine of a token and its best match, the mean over the frames compared; NaN where there is no other
+    maps: np.ndarray  # (f, h, w) cosine of a token and its best match, mean over the other frames; NaN without any
     distances: list[int]  # in frames
-    similarity: np.ndarray  # (d,) mean cosine of best matches that far apart
+    similarity: np.ndarray  # (d,) mean cosine of the best matches at each distance
     returned: np.ndarray  # (d,) share of tokens whose cycle error is at most 1 token
 
     def __repr__(self) -> str:
@@ -135,9 +142,9 @@ def redundancy(
     layer: str | Layer,  # a name as in `recording.layers`
     timestep: int | None = None,  # None: the middle one of those recorded
     most: int | None = None,  # pairs of frames a distance; None: all
-    callback: Callable[[], None] | None = None,  # called for each pair; what it raises ends the work
+    callback: Callable[[], None] | None = None,  # called before each pair; an error that it raises ends the work
 ) -> Redundancy:
-    "The similarity of best matches as a map for each frame, and as curves against the distance in frames. Raises `FeatureError`."
+    "The similarity of best matches: a map for each frame, and a curve over the distance. Raises `FeatureError`."
     grid, tokens = recording.layer(layer).grid, recording.tokens(layer, timestep)
     distances = ladder(recording.frames[-1] - recording.frames[0] + 1)
     total, count = torch.zeros(tokens.shape[:2]), torch.zeros(len(tokens), 1)
@@ -148,14 +155,15 @@ def redundancy(
         for frame, matches in zip((first, second), match_frames(tokens[first], tokens[second], grid[1])):
             total[frame] += matches.similarity
             count[frame] += 1
-            found.setdefault(distance, []).append((float(matches.similarity.mean()), float((matches.cycle <= 1).float().mean())))
+            similarity, returned = matches.similarity.mean(), (matches.cycle <= 1).float().mean()
+            found.setdefault(distance, []).append((float(similarity), float(returned)))
     curves = np.array([np.mean(values, axis=0) for values in found.values()]).reshape(-1, 2)
-    maps = (total / count).numpy().reshape(-1, *grid)  # 0/0 is NaN, as it should be
+    maps = (total / count).numpy().reshape(-1, *grid)  # 0/0 gives the NaN of a frame without any other
     return Redundancy(recording.frames, maps, list(found), curves[:, 0], curves[:, 1])
 
 # %% ../nbs/07_correspondence.ipynb #bd8cba8c
 class Chart(Figure):
-    "A matplotlib figure that a notebook shows without `pyplot`."
+    "A matplotlib figure that a notebook shows, made without `pyplot`."
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -168,10 +176,11 @@ def shade(
     low: float | None = None,  # black; None: the 1st percentile
     high: float = 1.0,  # bright yellow
 ) -> np.ndarray:
-    "Numbers as colours from black to yellow, uint8 `(..., 3)`; NaN is grey."
+    "Numbers as colours from black (low) to yellow (high), uint8 `(..., 3)`. NaN is grey."
     known = values[np.isfinite(values)]
     low = low if low is not None else float(np.percentile(known, 1)) if len(known) else 0.0
-    picture = (colormaps["inferno"](np.clip((values - low) / max(high - low, 1e-6), 0, 1))[..., :3] * 255).round().astype(np.uint8)
+    scaled = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
+    picture = (colormaps["inferno"](scaled)[..., :3] * 255).round().astype(np.uint8)
     picture[~np.isfinite(values)] = 128
     return picture
 
@@ -180,7 +189,7 @@ def curve_figure(
     curves: dict[str, tuple[Sequence[int], np.ndarray]],  # name -> distances, values
     label: str = "similarity of the best match",  # of the vertical axis
 ) -> Chart:
-    "Curves against the distance in frames, as a figure."
+    "A figure of curves over the distance in frames."
     figure = Chart(figsize=(5, 2.8), layout="constrained", dpi=72)
     axes = figure.subplots()
     for (name, (distances, values)), marker in zip(curves.items(), "osv^Dx*P" * len(curves)):
@@ -198,16 +207,18 @@ def follow_flow(
     second: int,  # the frame to end in, later or earlier
     grid: tuple[int, int],  # rows and columns of tokens
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Where the centre of each token of a frame lies in another, in tokens `(h, w, 2)` (row, column), and whether it is seen all the way `(h, w)`."
+    """Where the flow takes the centre of each token, as (row, column) in tokens, `(h, w, 2)`.
+    And whether it is visible in all frames on the way, `(h, w)` bool."""
     height, width = truth.object_mask.shape[1:]
     cell = np.array([height / grid[0], width / grid[1]])[:, None, None]
     place = (np.indices(grid) + 0.5) * cell - 0.5  # (2, h, w) pixels: y, x
     seen = np.ones(grid, bool)
-    for frame in range(first, second) if second > first else range(first - 1, second - 1, -1):
-        flow, visible = (
-            (truth.forward_flow[frame], truth.forward_visible[frame]) if second > first
-            else (truth.backward_flow[frame], truth.backward_visible[frame])
-        )
+    if second > first:
+        flows, visibles, frames = truth.forward_flow, truth.forward_visible, range(first, second)
+    else:
+        flows, visibles, frames = truth.backward_flow, truth.backward_visible, range(first - 1, second - 1, -1)
+    for frame in frames:
+        flow, visible = flows[frame], visibles[frame]
         seen &= map_coordinates(visible.astype(np.float32), place, order=1, mode="nearest") > 0.999
         across, down = (map_coordinates(flow[..., axis], place, order=1, mode="nearest") for axis in (0, 1))
         place = place + np.stack([down, across])
@@ -221,9 +232,10 @@ def endpoint_errors(
     timestep: int | None = None,
     distance: int = 4,  # frames apart
     pairs: int = 4,  # pairs of frames, evenly spaced
-    inside: np.ndarray | None = None,  # (f, h, w) bool in pixels: only tokens whose cell is wholly inside
+    inside: np.ndarray | None = None,  # (f, h, w) bool in pixels: count only tokens with their whole cell inside
 ) -> tuple[np.ndarray, np.ndarray]:
-    "In tokens, for all tokens that have a right answer: how far their matches lie from it, `(n,)`; and how far standing still would, `(n,)`. Raises `FeatureError`."
+    """End-point errors in tokens, for all tokens whose true place in the other frame is known: of the matches, `(n,)`,
+    and of standing still, `(n,)`. Raises `FeatureError` if no two recorded frames are `distance` apart."""
     grid, tokens = recording.layer(layer).grid, recording.tokens(layer, timestep)
     errors, still = [], []
     for _, first, second in _pairs(recording.frames, [distance], pairs):
@@ -234,7 +246,8 @@ def endpoint_errors(
         errors.append(np.hypot(place // grid[1] - right[..., 0], place % grid[1] - right[..., 1])[counts])
         still.append(np.linalg.norm(np.indices(grid).transpose(1, 2, 0) - right, axis=-1)[counts])
     if not errors:
-        raise FeatureError(f"distance={distance}: no two recorded frames are that far apart; recorded are {recording.frames}")
+        problem = f"distance={distance}: no two recorded frames are that far apart"
+        raise FeatureError(f"{problem}; recorded are {recording.frames}")
     return np.concatenate(errors), np.concatenate(still)
 
 
@@ -242,14 +255,14 @@ def cells(
     mask: np.ndarray,  # (..., h, w) bool in pixels
     grid: tuple[int, int],  # rows and columns of tokens
 ) -> np.ndarray:
-    "The share of each token's cell that a mask covers, `(..., *grid)`."
+    "How much of each token's cell a mask covers, from 0 to 1, `(..., *grid)`."
     *front, height, width = mask.shape
     return mask.reshape(*front, grid[0], height // grid[0], grid[1], width // grid[1]).mean((-3, -1))
 
 # %% ../nbs/07_correspondence.ipynb #3eb83b33
 @dataclass(frozen=True, eq=False)
 class Table:
-    "Numbers by row and column, shown with the better ones darker."
+    "Numbers by row and column. Better numbers have a stronger colour."
 
     title: str
     rows: list[str]
@@ -258,7 +271,7 @@ class Table:
     lower_is_better: bool = True
 
     def best(self, columns: int | None = None) -> tuple[str, str, float]:
-        "Row, column and value of the best number, among the first so many columns."
+        "Row, column and value of the best number among the first `columns` columns; None: all."
         values = self.values[:, :columns] * (1 if self.lower_is_better else -1)
         row, column = np.unravel_index(np.nanargmin(values), values.shape)
         return self.rows[row], self.columns[column], float(self.values[row, column])
@@ -267,12 +280,12 @@ class Table:
         order = self.values.ravel().argsort().argsort().reshape(self.values.shape) / max(1, self.values.size - 1)
         strength = 1 - order if self.lower_is_better else order
         head = "".join(f"<th>{escape(column)}</th>" for column in self.columns)
-        body = "".join(
-            f"<tr><th style='text-align:left'>{escape(row)}</th>"
-            + "".join(f"<td style='background:rgba(60,140,90,{0.5 * s:.2f})'>{value:.2f}</td>" for value, s in zip(values, strengths))
-            + "</tr>"
-            for row, values, strengths in zip(self.rows, self.values, strength)
-        )
+        body = ""
+        for row, values, shades in zip(self.rows, self.values, 0.5 * strength):
+            body += f"<tr><th style='text-align:left'>{escape(row)}</th>"
+            for value, shade in zip(values, shades):
+                body += f"<td style='background:rgba(60,140,90,{shade:.2f})'>{value:.2f}</td>"
+            body += "</tr>"
         return f"<table><caption>{escape(self.title)}</caption><tr><th></th>{head}</tr>{body}</table>"
 
 # %% ../nbs/07_correspondence.ipynb #76b30449
@@ -280,16 +293,18 @@ def endpoint_table(
     clips: Sequence[tuple[Recording, Truth]],  # recorded with the same layers and timesteps
     distance: int = 4,  # frames apart
     pairs: int = 2,  # pairs of frames of each clip
-    on_object: bool = False,  # only tokens that the object covers wholly
+    on_object: bool = False,  # count only tokens that the object covers completely
 ) -> Table:
-    "The median end-point error in tokens, over all clips together, by layer and timestep; the last column is that of standing still. NaN where no token counts."
+    """The median end-point error in tokens of all clips together, by layer and timestep.
+    The last column is the error of standing still. NaN where no token counts."""
     first = clips[0][0]
     layers = first.layers
     values = np.full((len(layers), len(first.timesteps) + 1), np.nan)
     for row, layer in enumerate(layers):
         for column, timestep in enumerate(first.timesteps):
+            where = (layer, timestep, distance, pairs)
             found = [
-                endpoint_errors(recording, truth, layer, timestep, distance, pairs, truth.object_mask if on_object else None)
+                endpoint_errors(recording, truth, *where, truth.object_mask if on_object else None)
                 for recording, truth in clips
             ]
             errors, still = (np.concatenate(parts) for parts in zip(*found))
@@ -303,26 +318,28 @@ def endpoint_table(
 # %% ../nbs/07_correspondence.ipynb #8ddd9e18
 @dataclass(frozen=True, eq=False)
 class Advice:
-    "A keyframe interval, and what speaks for it."
+    "A keyframe interval, and the numbers behind it."
 
-    interval: int  # frames: the largest at which matches stay good
-    layers: list[str]  # those that match best come first
-    distances: list[int]
-    returned: np.ndarray  # (d,) share of tokens that come back, over all layers
-    good: float  # the share that was asked for
+    interval: int  # in frames: the largest with good matches
+    layers: list[str]  # the best matching ones come first
+    distances: list[int]  # in frames
+    returned: np.ndarray  # (d,) share of tokens that come back, mean over all layers
+    good: float  # the required share
 
     def __str__(self) -> str:
         if not self.distances:
             return "keyframe_interval=1: the clip has one frame"
-        return f"keyframe_interval={self.interval}: up to there {self.good:.0%} of the tokens come back; best layers: {'; '.join(self.layers[:3])}"
+        shares, layers = f"up to there {self.good:.0%} of the tokens come back", "; ".join(self.layers[:3])
+        return f"keyframe_interval={self.interval}: {shares}; best layers: {layers}"
 
 
 def last_good(
     distances: Sequence[int],  # in frames, ascending
     shares: np.ndarray,  # (d,) of good matches at these distances
-    good: float,  # the least share
+    good: float,  # the smallest good share
 ) -> int:
-    "The largest whole distance before the shares first fall below `good`, between the given ones by straight lines; at least 1."
+    """The largest whole distance before the shares first fall below `good`, at least 1.
+    Between the given distances the shares are interpolated linearly."""
     steps = np.arange(0, distances[-1] + 1) if len(distances) else np.array([0])
     between = np.interp(steps, [0, *distances], [1.0, *shares])
     below = np.flatnonzero(between < good)
@@ -335,14 +352,18 @@ def advise(
     good: float = 2 / 3,  # the share of tokens that must come back
     most: int = 4,  # pairs of frames a distance
 ) -> Advice:
-    "The largest keyframe interval at which matches stay good, and the layers that match best. Raises `FeatureError` if no attention's input is recorded."
+    """The largest keyframe interval with good matches, and the layers that match best.
+    Raises `FeatureError` if the input of no self-attention is recorded."""
     layers = [layer for layer in recording.layers if layer.side == "input"]
     if not layers:
         raise FeatureError("advise needs the input of at least one self-attention: record more layers")
     found = [redundancy(recording, layer, timestep, most) for layer in layers]
     returned = np.mean([each.returned for each in found], axis=0)
     chance = [min(1.0, 9 / (layer.grid[0] * layer.grid[1])) for layer in layers]
-    score = [(each.returned.mean() - luck) / (1 - luck + 1e-9) if each.distances else 0.0 for each, luck in zip(found, chance)]
+    score = [
+        (each.returned.mean() - luck) / (1 - luck + 1e-9) if each.distances else 0.0
+        for each, luck in zip(found, chance)
+    ]
     ranked = [layers[index].name for index in np.argsort(score, kind="stable")[::-1]]
     return Advice(last_good(found[0].distances, returned, good), ranked, found[0].distances, returned, good)
 
@@ -351,16 +372,17 @@ def true_interval(
     recording: Recording,
     truth: Truth,  # of the clip that was recorded
     timestep: int | None = None,  # None: the middle one of those recorded
-    good: float = 2 / 3,  # the share of tokens that must be matched right
+    good: float = 2 / 3,  # the share of tokens that must have the right match
     most: int = 4,  # pairs of frames a distance
 ) -> int:
-    "The largest keyframe interval up to which matches *are* good: within one token of the exact flow, over all layers in which TokenFlow matches."
+    """The largest keyframe interval up to which matches *are* good: within one token of the exact flow.
+    It is a mean over all layers in which TokenFlow matches tokens."""
     layers = [layer for layer in recording.layers if layer.side == "input"]
     distances = [distance for distance, *_ in _pairs(recording.frames, ladder(len(truth.object_mask)), 1)]
 
     def share(layer: Layer, distance: int) -> float:
         errors, _ = endpoint_errors(recording, truth, layer, timestep, distance, most)
-        return float((errors <= 1).mean()) if len(errors) else 0.0  # nothing that could be found is left in the picture
+        return float((errors <= 1).mean()) if len(errors) else 0.0  # no token is visible in both frames
 
     shares = [np.mean([share(layer, distance) for layer in layers]) for distance in distances]
     return last_good(distances, np.array(shares), good)
@@ -378,10 +400,11 @@ def along_matches(
     source: Recording,
     other: Recording,  # of an edit of the same clip, or the source itself
     layer: str | Layer,
-    timestep: int | None = None,  # None: the other's middle one
+    timestep: int | None = None,  # None: the middle one of `other`
     most: int = 4,  # pairs of frames a distance
 ) -> tuple[list[int], np.ndarray]:
-    "Distances in frames, and the mean cosine of the other's tokens at places where the source's tokens match. Raises `FeatureError` for recordings that do not belong together."
+    """Distances in frames, and for each the mean cosine of two tokens of `other` at places where the source's tokens
+    match. Raises `FeatureError` for recordings of different clips, frames or models."""
     timestep = _same_clip(source, other).timestep(timestep)
     columns, found = source.layer(layer).grid[1], {}
     tokens, edited = source.tokens(layer, timestep), normalise_keys(other.tokens(layer, timestep))
@@ -396,12 +419,14 @@ def shared_colours(
     source: Recording,
     others: Sequence[Recording],  # of edits of the same clip
     layer: str | Layer,
-    timestep: int | None = None,  # None: the middle one of those recorded of the first edit
+    timestep: int | None = None,  # None: the middle one of those recorded of the first other
 ) -> list[np.ndarray]:
-    "The tokens of the source and of the others on the source's principal components, as pictures `(f, h, w, 3)` uint8 each. Raises `FeatureError`."
+    """The tokens of the source and of the others as pictures, `(f, h, w, 3)` uint8 each.
+    All use the principal components of the source. Raises `FeatureError`."""
     timestep = (others[0] if others else source).timestep(timestep)
     projection, grid = pca(source, layer, timestep), source.layer(layer).grid
-    applied = [projection.apply(_same_clip(source, other).tokens(layer, timestep).numpy()).reshape(-1, *grid, 3) for other in others]
+    tokens = [_same_clip(source, other).tokens(layer, timestep).numpy() for other in others]
+    applied = [projection.apply(each).reshape(-1, *grid, 3) for each in tokens]
     pictures = colours(np.stack([projection.scores, *applied]))
     return list(pictures)
 
@@ -410,8 +435,13 @@ def xt_slice(
     pictures: np.ndarray,  # (f, h, w, 3)
     height: float = 0.5,  # of the line, from 0 at the top to 1
 ) -> np.ndarray:
-    "One line of pixels through all frames, `(f, w, 3)`: time runs down."
-    return pictures[:, min(int(height * pictures.shape[1]), pictures.shape[1] - 1)]
+    "One row of pixels of all frames, `(f, w, 3)`. Time runs down."
+    return pictures[:, _row(pictures, height)]
+
+
+def _row(pictures: np.ndarray, height: float) -> int:
+    "The row of pixels at a height from 0 to 1."
+    return min(int(height * pictures.shape[1]), pictures.shape[1] - 1)
 
 # %% ../nbs/07_correspondence.ipynb #c0a1ea90
 def consistency_figure(
@@ -419,14 +449,14 @@ def consistency_figure(
     height: float = 0.5,  # of the line of the x–t slice, from 0 at the top to 1
     columns: int = 5,  # frames shown
 ) -> Chart:
-    "A row of frames for each name, and at its end the x–t slice along the marked line."
+    "A row of frames for each name. At its end is the x–t slice along the marked line."
     figure = Chart(figsize=(1.25 * (columns + 1) + 0.6, 1.3 * len(rows)), layout="constrained", dpi=72)
     grid = figure.subplots(len(rows), columns + 1, squeeze=False)
     for axes, (name, pictures) in zip(grid, rows.items()):
         shown = np.linspace(0, len(pictures) - 1, columns).round().astype(int)
         for place, frame in zip(axes, shown):
             place.imshow(pictures[frame], interpolation="nearest")
-            place.axhline(min(int(height * pictures.shape[1]), pictures.shape[1] - 1), color="white", linewidth=0.8, alpha=0.7)
+            place.axhline(_row(pictures, height), color="white", linewidth=0.8, alpha=0.7)
             place.set_title(f"{name} · {frame}" if place is axes[0] else f"{frame}", fontsize=7, loc="left")
         axes[-1].imshow(xt_slice(pictures, height), interpolation="nearest", aspect="auto")
         axes[-1].set_title("x–t", fontsize=7, loc="left")

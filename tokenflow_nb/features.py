@@ -31,7 +31,7 @@ from .store import Entry, Store, Writer, digest
 
 # %% ../nbs/07_features.ipynb #b468a12a
 class FeatureError(ValueError):
-    "Features were asked for that are not there, or that belong to something else. The message says what there is."
+    "The features do not exist, or belong to another model or clip. The message says which features exist."
 
 
 _PLACE = re.compile(
@@ -42,7 +42,7 @@ _PLACE = re.compile(
 
 @dataclass(frozen=True)
 class Layer:
-    "A place in the UNet where tokens pass."
+    "A place in the UNet where tokens can be recorded."
 
     module: str  # its name in the UNet
     side: str  # input or output
@@ -50,7 +50,7 @@ class Layer:
 
     @property
     def name(self) -> str:
-        "For reading and for asking: `up 3 · 32×32 · attn 2`, with ` out` for an attention's output."
+        "A readable name that `find_layer` takes: `up 3 · 32×32 · attn 2`, with ` out` for an attention's output."
         place = _PLACE.match(self.module)
         inner = f".{place['inner']}" if int(place["inner"] or 0) else ""
         where = f"{place['part']} {place['block']}" if place["block"] else place["part"]
@@ -65,9 +65,9 @@ class Layer:
 # %% ../nbs/07_features.ipynb #3e821c1f
 def list_layers(
     model: Model,
-    size: tuple[int, int] | None = None,  # height and width of the clip in pixels; None: as the model was trained
+    size: tuple[int, int] | None = None,  # height, width of the clip in pixels; None: those of the model's training
 ) -> list[Layer]:
-    "All places of a model whose tokens can be recorded, from the first to the last."
+    "All layers of a model whose tokens can be recorded, in the order of the data."
     height, width = (side // model.vae_scale for side in size or (model.size, model.size))
     deepest = len(model.unet.config.block_out_channels) - 1
 
@@ -80,7 +80,8 @@ def list_layers(
         halvings = (block, deepest, deepest - block)[part]
         return math.ceil(height / 2**halvings), math.ceil(width / 2**halvings)
 
-    layers = [Layer(module, side, grid(module)) for module in self_attentions(model.unet) for side in ("input", "output")]
+    sides, attentions = ("input", "output"), self_attentions(model.unet)
+    layers = [Layer(module, side, grid(module)) for module in attentions for side in sides]
     layers += [Layer(module, "output", grid(module)) for module in model.backbone.features]
     return sorted(layers, key=lambda layer: order(layer.module))
 
@@ -90,31 +91,33 @@ def _words(name: str) -> list[str]:
 
 
 def find_layer(
-    name: str | Layer,  # a name, with or without its signs and resolution, or a module's name in the UNet
+    name: str | Layer,  # a name, where signs and resolution are optional, or a module's name in the UNet
     layers: Sequence[Layer],  # where to look
 ) -> Layer:
-    "The layer of a name. Raises `FeatureError` with the names that there are."
+    "The layer with this name. Raises `FeatureError`, which lists all names, for any other."
     if isinstance(name, Layer):
         name = name.name
     for layer in layers:
         words = _words(layer.name)
-        if _words(str(name)) in (words, [word for word in words if "×" not in word]) or name in (layer.module, layer.key):
+        short = [word for word in words if "×" not in word]
+        if _words(str(name)) in (words, short) or name in (layer.module, layer.key):
             return layer
     names = [layer.name for layer in layers]
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-    raise FeatureError(f"layer={name!r} is not there: {f'did you mean {near[0]!r}? ' if near else ''}There are: {'; '.join(names)}")
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    raise FeatureError(f"layer={name!r} is not there: {guess}There are: {'; '.join(names)}")
 
 # %% ../nbs/07_features.ipynb #4f3c2dc4
 @dataclass(frozen=True, eq=False, repr=False)
 class Recording:
-    "The tokens of a clip by layer, timestep and frame. Read from the store as they are needed."
+    "The tokens of a clip by layer, timestep and frame. They are read from the store when they are needed."
 
     entry: Entry
 
     kind = property(lambda self: self.entry.meta["of"], doc="What was recorded: `source` or `edit`.")
-    prompt = property(lambda self: self.entry.meta["prompt"], doc="The sentence that the model saw.")
+    prompt = property(lambda self: self.entry.meta["prompt"], doc="The prompt that the model saw.")
     timesteps = property(lambda self: self.entry.meta["timesteps"], doc="The recorded timesteps, clean end first.")
-    frames = property(lambda self: self.entry.meta["frames"], doc="The recorded frames, as numbers in the clip.")
+    frames = property(lambda self: self.entry.meta["frames"], doc="The recorded frames, by their numbers in the clip.")
 
     @cached_property
     def layers(self) -> list[Layer]:
@@ -126,11 +129,12 @@ class Recording:
 
     def __repr__(self) -> str:
         steps = ", ".join(map(str, self.timesteps))
+        counts = f"{len(self)} frames · {len(self.layers)} layers"
         size = f"{self.entry.nbytes / 1e6:.1f} MB"
-        return f"Recording({self.kind} {self.prompt!r} · {len(self)} frames · {len(self.layers)} layers · t = {steps} · {size})"
+        return f"Recording({self.kind} {self.prompt!r} · {counts} · t = {steps} · {size})"
 
     def layer(self, name: str | Layer) -> Layer:
-        "The recorded layer of a name. Raises `FeatureError` with those that are recorded."
+        "The recorded layer with this name. Raises `FeatureError`, which lists the recorded layers."
         return find_layer(name, self.layers)
 
     def blocks(
@@ -138,7 +142,7 @@ class Recording:
         layer: str | Layer,  # a name as in `layers`
         timestep: int | None = None,  # one of `timesteps`; None: the only one, or the one in the middle
     ) -> Iterator[torch.Tensor]:
-        "The tokens of successive frames, `(some f, s, c)` float32. Raises `FeatureError` for what is not recorded."
+        "The tokens of one block of frames after another, `(some f, s, c)` float32. Raises `FeatureError`."
         key, timestep = self.layer(layer).key, self.timestep(timestep)
         parts = [name for name in self.entry.names if name.startswith(f"t{timestep}-")]
         return (self.entry.tensor(part, key).float() for part in parts)
@@ -148,34 +152,38 @@ class Recording:
         return torch.cat(list(self.blocks(layer, timestep)))
 
     def timestep(self, timestep: int | None) -> int:
-        "The timestep itself if it is recorded; the middle one for None. Raises `FeatureError` with those that are recorded."
+        "The timestep itself; the middle one for None. Raises `FeatureError`, which lists the recorded timesteps."
         if timestep is None:
             return self.timesteps[len(self.timesteps) // 2]
         if timestep not in self.timesteps:
-            raise FeatureError(f"timestep={timestep!r} is not recorded: there are {', '.join(map(str, self.timesteps))}")
+            there = ", ".join(map(str, self.timesteps))
+            raise FeatureError(f"timestep={timestep!r} is not recorded: there are {there}")
         return int(timestep)
 
     def position(self, frame: int) -> int:
-        "Where a frame of the clip stands among those recorded. Raises `FeatureError` with those that are recorded."
+        "The position of a frame of the clip in `frames`. Raises `FeatureError`, which lists the recorded frames."
         if frame not in self.frames:
             raise FeatureError(f"frame={frame!r} is not recorded: there are {', '.join(map(str, self.frames))}")
         return self.frames.index(frame)
 
     def check(self, model: Model | None = None, clip: Clip | None = None) -> "Recording":
-        "Itself. Raises `FeatureError` if it was made from another model or another clip, by their digests."
+        "The recording itself. Raises `FeatureError` if the digests say that its model or its clip is another one."
         for what, here, there in (
             ("model", model and model.digest, self.entry.meta["model_digest"]),
             ("clip", clip and digest(clip.frames), self.entry.meta["clip_digest"]),
         ):
             if here and there and here != there:
-                raise FeatureError(f"the features were recorded with another {what} (digest {there}, this one's is {here}): record again")
+                digests = f"digest {there}, this one's is {here}"
+                raise FeatureError(f"the features were recorded with another {what} ({digests}): record again")
         return self
 
 # %% ../nbs/07_features.ipynb #89a5c291
 class _Tape:
-    "Writes the wanted tokens of each UNet call to the store."
+    "Writes the chosen tokens of each UNet call to the store."
 
-    def __init__(self, writer: Writer, layers: list[Layer], frames: list[int], branch: str, tell: Callable[[int], None]):
+    def __init__(
+        self, writer: Writer, layers: list[Layer], frames: list[int], branch: str, tell: Callable[[int], None]
+    ):
         self.writer, self.frames, self.branch, self.tell, self.written = writer, frames, branch, tell, 0
         self.keys = {layer.key for layer in layers}
         self.timestep, self.call, self.held = None, None, {}
@@ -194,7 +202,7 @@ class _Tape:
         self.held[key] = tokens.half().cpu()
 
     def flush(self) -> dict:
-        "Writes what is held. The empty rest."
+        "Writes the collected tokens. Returns an empty dictionary for the next ones."
         if self.held and (frames := [frame for frame in self.call[1:] if frame in self.frames]):
             self.writer.put(f"t{self.call[0]}-{frames[0]:06d}", self.held)
             self.written += len(frames)
@@ -208,7 +216,8 @@ def _play_trajectory(model: Model, trajectory: Trajectory, timesteps: list[int],
 
     def work(rows: slice) -> torch.Tensor:
         context.frames = frames[rows]
-        with installed(model.unet, context, model.backbone.features):  # a block at a time: others use the model meanwhile
+        # installed for one block only: other threads use the model between blocks
+        with installed(model.unet, context, model.backbone.features):
             return model.predict(trajectory.at(tape.timestep, frames[rows]), tape.timestep, embeds)
 
     for tape.timestep in timesteps:
@@ -222,7 +231,7 @@ def _play_edit(edit, tape: _Tape):
 
 # %% ../nbs/07_features.ipynb #f27967c2
 def _chosen(what: str, asked: Sequence[int] | int | None, there: Sequence[int], default: Sequence[int]) -> list[int]:
-    "The asked values in order. Raises `FeatureError` with those that there are."
+    "The chosen values in ascending order. Raises `FeatureError`, which lists the possible values."
     asked = default if asked is None else [asked] if isinstance(asked, int) else list(asked)
     if not asked or (unknown := [value for value in asked if value not in there]):
         problem = f"has {', '.join(map(str, unknown))}, which is not there" if asked else "is empty"
@@ -232,42 +241,50 @@ def _chosen(what: str, asked: Sequence[int] | int | None, there: Sequence[int], 
 
 
 def _spread(values: Sequence[int], count: int) -> list[int]:
-    "At most `count` of the values, evenly spaced, without the outermost where there are enough."
-    places = np.linspace(0, len(values), min(count, len(values)), endpoint=False) + len(values) / min(count, len(values)) / 2
+    "At most `count` of the values, evenly spaced: each from the middle of an equal part."
+    count = min(count, len(values))
+    places = np.linspace(0, len(values), count, endpoint=False) + len(values) / count / 2
     return [values[int(place)] for place in places]
 
 
 def _check_model(model: Model, trajectory: Trajectory):
     there = trajectory.entry.meta.get("model_digest", model.digest)
     if there != model.digest:
-        raise FeatureError(f"the trajectory was inverted with another model (digest {there}, this one's is {model.digest}): invert again")
+        digests = f"digest {there}, this one's is {model.digest}"
+        raise FeatureError(f"the trajectory was inverted with another model ({digests}): invert again")
 
 # %% ../nbs/07_features.ipynb #e1baedc3
 def record(
     model: Model,
-    source: Trajectory | Any,  # a trajectory: the source's tokens; an `Edit`: its own at its current step
+    source: Trajectory | Any,  # a trajectory: the source's tokens; an `Edit`: its tokens at its current step
     layers: Sequence[str | Layer] | None = None,  # names as in `list_layers`; None: all
-    timesteps: Sequence[int] | int | None = None,  # some that the trajectory kept; None: five, evenly spaced
+    timesteps: Sequence[int] | int | None = None,  # timesteps of the trajectory; None: five, evenly spaced
     frames: Sequence[int] | None = None,  # numbers in the clip; None: all
     store: Store | None = None,  # None: the default cache
     progress: bool = True,
-    callback: Callable[[int, int], None] | None = None,  # called with frames done and in all; what it raises ends the recording
+    callback: Callable[[int, int], None] | None = None,  # gets frames done and in all; its error ends the recording
 ) -> Recording:
-    """A `Recording`, from the store if the same was recorded before. Raises `FeatureError`, before any work, for a layer,
-    timestep or frame that is not there, for another model than the trajectory's, and for an edit that is done."""
+    """A `Recording`, from the store if the same was recorded before. Raises `FeatureError`, before any work, for an
+    unknown layer, timestep or frame, for another model than the trajectory's, and for an edit that is done."""
     under_way = not isinstance(source, Trajectory)
     trajectory = source.trajectory if under_way else source
     _check_model(model, trajectory)
     height, width = (side * model.vae_scale for side in trajectory.at(None, [0]).shape[2:])
     known = list_layers(model, (height, width))
-    layers = known if layers is None else [layer for layer in known if layer in {find_layer(name, known) for name in layers}]
+    wanted = known if layers is None else {find_layer(name, known) for name in layers}
+    layers = [layer for layer in known if layer in wanted]
     steps = _steps_of_edit(source) if under_way else trajectory.timesteps
     timesteps = _chosen("timesteps", timesteps, steps, _spread(steps, 5))
     frames = _chosen("frames", frames, range(len(trajectory)), range(len(trajectory)))
     meta = dict(
-        of="edit" if under_way else "source", prompt=source.config.prompt if under_way else source.prompt,
-        layers=[[layer.module, layer.side, list(layer.grid)] for layer in layers], timesteps=timesteps, frames=frames,
-        model_digest=model.digest, clip_digest=trajectory.entry.meta.get("clip_digest"), model=model.name,
+        of="edit" if under_way else "source",
+        prompt=source.config.prompt if under_way else source.prompt,
+        layers=[[layer.module, layer.side, list(layer.grid)] for layer in layers],
+        timesteps=timesteps,
+        frames=frames,
+        model_digest=model.digest,
+        clip_digest=trajectory.entry.meta.get("clip_digest"),
+        model=model.name,
     )
     return _recorded(model, source, meta, layers, store or Store(), progress, callback)
 
@@ -275,11 +292,14 @@ def record(
 def _steps_of_edit(edit) -> list[int]:
     "The one timestep at which an edit can be recorded."
     if edit.done:
-        raise FeatureError("the edit is done, no step is left to record: go back() one step, or fork an earlier one")
+        raise FeatureError("the edit is done, no step is left to record: go back() one step, or fork an earlier step")
     return [edit.timesteps[edit.index]]
 
 
-def _recorded(model: Model, source, meta: dict, layers: list[Layer], store: Store, progress: bool, callback) -> Recording:
+def _recorded(
+    model: Model, source, meta: dict, layers: list[Layer], store: Store, progress: bool, callback
+) -> Recording:
+    "The recording that `meta` describes, from the store or made now."
     under_way, timesteps, frames = meta["of"] == "edit", meta["timesteps"], meta["frames"]
     trajectory = source.trajectory if under_way else source
     state = []
@@ -310,7 +330,7 @@ def _recorded(model: Model, source, meta: dict, layers: list[Layer], store: Stor
 # %% ../nbs/07_features.ipynb #8ae34859
 @dataclass(frozen=True, eq=False, repr=False)
 class Projection:
-    "The tokens of a clip on their principal components, joint over all frames."
+    "The tokens of a clip on principal components that all frames share."
 
     scores: np.ndarray  # (f, h, w, k) float32
     components: np.ndarray  # (k, c), of unit length
@@ -319,7 +339,8 @@ class Projection:
 
     def __repr__(self) -> str:
         count, height, width, _ = self.scores.shape
-        return f"Projection({count} frames · {height}×{width} · {', '.join(f'{share:.0%}' for share in self.shares)} of the variance)"
+        shares = ", ".join(f"{share:.0%}" for share in self.shares)
+        return f"Projection({count} frames · {height}×{width} · {shares} of the variance)"
 
     def apply(self, tokens: np.ndarray) -> np.ndarray:
         "The scores `(..., k)` of other tokens `(..., c)` on the same components."
@@ -328,16 +349,16 @@ class Projection:
     def turned(self, order: Sequence[int], signs: np.ndarray) -> "Projection":
         "The same components in another order, with other signs `(k,)`."
         order = list(order)
-        return replace(
-            self, scores=self.scores[..., order] * np.float32(signs), components=self.components[order] * signs[:, None], shares=self.shares[order]
-        )
+        scores = self.scores[..., order] * np.float32(signs)
+        components = self.components[order] * signs[:, None]
+        return replace(self, scores=scores, components=components, shares=self.shares[order])
 
 
 _LARGEST = 1 << 27  # numbers in memory at a time: half a gigabyte
 
 
 def _fit(recording: Recording, layer: Layer, timestep: int, components: int, largest: int) -> Projection:
-    "The principal components of the tokens of all frames, with whatever sign and order the solver gives them."
+    "The principal components of the tokens of all frames, with sign and order as the solver gives them."
     def blocks() -> Iterator[np.ndarray]:  # (some f · s, c)
         return (block.flatten(0, 1).numpy() for block in recording.blocks(layer, timestep))
 
@@ -355,7 +376,7 @@ def _fit(recording: Recording, layer: Layer, timestep: int, components: int, lar
 
 # %% ../nbs/07_features.ipynb #0940c50b
 def _rare_is_bright(projection: Projection) -> Projection:
-    "The projection with the signs that give each component's scores a positive third moment."
+    "The projection with signs such that the scores of each component have a positive third moment."
     moments = (projection.scores.astype(np.float64) ** 3).sum((0, 1, 2))
     return projection.turned(range(len(moments)), np.where(moments < 0, -1.0, 1.0))
 
@@ -364,9 +385,10 @@ def align(
     projection: Projection,  # of some tokens
     reference: Projection,  # of the same frames on the same grid
 ) -> Projection:
-    "The projection with the order and signs of its components that agree best with the reference, by correlation of the scores."
+    "The projection with its components in the order and with the signs whose scores correlate best with the reference."
     count = projection.scores.shape[-1]
-    one, other = (each.scores.reshape(-1, each.scores.shape[-1]).astype(np.float64) for each in (projection, reference))
+    scores = (projection.scores, reference.scores)
+    one, other = (each.reshape(-1, each.shape[-1]).astype(np.float64) for each in scores)
     correlation = np.corrcoef(one.T, other.T)[:count, count:]
     rows, columns = linear_sum_assignment(-np.abs(correlation))
     order = rows[np.argsort(columns)]
@@ -379,19 +401,21 @@ def pca(
     layer: str | Layer,  # a name as in `recording.layers`
     timestep: int | None = None,  # None: the middle one of those recorded
     components: int = 3,
-    largest: int = _LARGEST,  # numbers in memory at a time; more are fitted block by block
-    reference: Projection | None = None,  # that of the middle timestep, where it is at hand
+    largest: int = _LARGEST,  # numbers in memory at a time; more tokens are fitted block by block
+    reference: Projection | None = None,  # of the middle timestep; None: computed
 ) -> Projection:
-    "A `Projection` joint over all recorded frames, with signs and order as at the middle timestep. Raises `FeatureError`."
+    "A `Projection` of all recorded frames, with order and signs as at the middle timestep. Raises `FeatureError`."
     layer, timestep, middle = recording.layer(layer), recording.timestep(timestep), recording.timestep(None)
     reference = reference or _rare_is_bright(_fit(recording, layer, middle, components, largest))
-    return reference if timestep == middle else align(_fit(recording, layer, timestep, components, largest), reference)
+    if timestep == middle:
+        return reference
+    return align(_fit(recording, layer, timestep, components, largest), reference)
 
 # %% ../nbs/07_features.ipynb #23ff9130
 def colours(
-    scores: np.ndarray,  # (..., 3 or more), of everything that shall share its colours
+    scores: np.ndarray,  # (..., 3 or more), of all tokens that get the same colour scale
 ) -> np.ndarray:
-    "The first three components as red, green and blue, uint8 `(..., 3)`; one scale for all."
+    "The first three components as red, green and blue, uint8 `(..., 3)`; all tokens share the scale of each colour."
     scores = scores[..., :3]
     low, high = np.percentile(scores.reshape(-1, scores.shape[-1]), (1, 99), axis=0)
     return (np.clip((scores - low) / np.maximum(high - low, 1e-6), 0, 1) * 255).round().astype(np.uint8)
@@ -401,9 +425,9 @@ def enlarge(
     pictures: np.ndarray,  # (f, h, w, 3) uint8
     size: tuple[int, int],  # height and width in pixels
 ) -> np.ndarray:
-    "The same pictures at another size, every token a sharp tile, `(f, *size, 3)` uint8."
-    height, width = size
-    return np.stack([np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)) for picture in pictures])
+    "The same pictures at another size, `(f, *size, 3)` uint8. Each token becomes a tile with sharp edges."
+    (height, width), nearest = size, Image.Resampling.NEAREST
+    return np.stack([np.asarray(Image.fromarray(picture).resize((width, height), nearest)) for picture in pictures])
 
 
 def pca_clip(

@@ -29,18 +29,18 @@ from ..locks import NetworkLock
 
 # %% ../../nbs/panels/00_base.ipynb #5c65c03c
 class Busy(RuntimeError):
-    "A second start was refused. The message says what is being done."
+    "A start was refused. The message says what the worker does now, or that the panel is closed."
 
 
 class Worker(traitlets.HasTraits):
-    "One thread that does one thing at a time. `busy` and `task` can be observed; they change on the thread that works."
+    "One thread that does one piece of work at a time. `busy` and `task` can be observed; they change on that thread."
 
-    busy = traitlets.Bool(False, help="Whether something is being done.")
-    task = traitlets.Unicode("", help="What is being done, in words.")
+    busy = traitlets.Bool(False, help="Whether work is being done.")
+    task = traitlets.Unicode("", help="The present work, in words.")
 
     def __init__(
         self,
-        on_error: Callable[[Exception], None] | None = None,  # gets what a piece of work raised; None: raises in `start` or warns
+        on_error: Callable[[Exception], None] | None = None,  # gets errors of the work; None: they are raised
         threaded: bool = True,  # False: `start` returns when the work is done, for tests
     ):
         super().__init__()
@@ -49,16 +49,16 @@ class Worker(traitlets.HasTraits):
 
     def start(
         self,
-        task: str,  # what is done, for the words of a refusal: "rendering"
+        task: str,  # the work in words, such as "rendering"; part of the message of `Busy`
         work: Callable[[threading.Event], Any],  # polls the event and returns early when it is set
     ) -> None:
-        "Starts the work and returns. Raises `Busy` when something is being done, or after `close`."
+        "Starts the work and returns. Raises `Busy` while other work is being done, and after `close`."
         with self._lock:
             if self._closed:
                 raise Busy("this panel was closed: make a new one")
             if self.busy:
                 raise Busy(f"already {self.task}: wait until it is done, or cancel it")
-            self.stop = threading.Event()  # its own: a late cancel of the last work stops nothing
+            self.stop = threading.Event()  # a new one: a late cancel of the last work must not stop this work
             self.task, self.busy = task, True
         if not self.threaded:
             return self._do(work)
@@ -76,7 +76,7 @@ class Worker(traitlets.HasTraits):
             self.task, self.busy = "", False
 
     def cancel(self) -> None:
-        "Asks the work to stop; it does so when it next looks."
+        "Asks the work to stop. It stops when it next checks its event."
         self.stop.set()
 
     def wait(self, seconds: float | None = None) -> bool:
@@ -86,23 +86,23 @@ class Worker(traitlets.HasTraits):
         return not self.busy
 
     def close(self) -> None:
-        "Cancels, and refuses every later start. Does not wait: the thread ends when the work next looks."
+        "Cancels the work and refuses later starts. Does not wait: the thread ends when the work next checks its event."
         self._closed = True
         self.cancel()
 
 # %% ../../nbs/panels/00_base.ipynb #3e898c96
 class Progress(traitlets.HasTraits):
-    "How far a piece of work is, told at most ten times a second: `fraction` in [0, 1] and `text` with the time left."
+    "The progress of a piece of work: `fraction` in [0, 1] and `text` with the time left; at most ten updates a second."
 
     fraction = traitlets.Float(0.0, help="Share of the work that is done.")
-    text = traitlets.Unicode("", help="What is done, how far, and about how long it still takes.")
+    text = traitlets.Unicode("", help="What is being done, how much of it is done, and the estimated time left.")
 
     def __init__(self):
         super().__init__()
         self.start()
 
     def start(self, text: str = "") -> None:
-        "A new piece of work begins."
+        "Begins a new piece of work."
         self.began, self.first, self.told = time.monotonic(), None, 0.0
         self.fraction, self.text = 0.0, text
 
@@ -112,7 +112,7 @@ class Progress(traitlets.HasTraits):
         total: int,  # units in all
         text: str,  # what is being done, in words
     ) -> None:
-        "Tells of `done` units. The time left is reckoned from those of this start: what a resumed run had before took no time now."
+        "Updates both traits. The time left is estimated from the units done since `start`, not from those before."
         now = time.monotonic()
         if self.first is None:
             self.first, self.began = done, now
@@ -120,12 +120,13 @@ class Progress(traitlets.HasTraits):
             return
         self.told, rest = now, ""
         if self.first < done < total:
-            rest = f" · about {_seconds((now - self.began) / (done - self.first) * (total - done))} left"
+            seconds = (now - self.began) / (done - self.first) * (total - done)
+            rest = f" · about {_seconds(seconds)} left"
         with self.hold_trait_notifications():
             self.fraction, self.text = done / max(total, 1), f"{text}{rest}"
 
     def finish(self, text: str = "") -> None:
-        "The work is over; the text says how it ended. The bar stays where it is."
+        "Ends the work. The text says how it ended; the bar does not move."
         self.text = text
 
 
@@ -140,7 +141,8 @@ def encode_png(
 ) -> bytes:
     "A picture as PNG. Raises `ValueError` for another shape or dtype."
     picture = np.asarray(picture)
-    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] not in (3, 4)):
+    is_picture = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
+    if picture.dtype != np.uint8 or not is_picture:
         raise ValueError(f"picture={picture.dtype} {picture.shape}: give uint8 of shape (h, w, 3), (h, w, 4) or (h, w)")
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "png", compress_level=1)
@@ -149,9 +151,9 @@ def encode_png(
 
 def encode_film(
     frames: Sequence[np.ndarray],  # pictures as `encode_png` takes them
-    height: int | None = None,  # taller frames are made this tall, aspect kept; None: as they are
+    height: int | None = None,  # taller frames are scaled to this height, aspect kept; None: no scaling
 ) -> list[bytes]:
-    "One PNG for each frame: what the widgets below take as a film."
+    "One PNG for each frame. The widgets below take such a list as a film."
     return [encode_png(frame if height is None else _at_most(frame, height)) for frame in frames]
 
 
@@ -159,11 +161,12 @@ def _at_most(frame: np.ndarray, height: int) -> np.ndarray:
     tall, wide = frame.shape[:2]
     if tall <= height:
         return frame
-    return np.asarray(Image.fromarray(frame).resize((max(1, round(wide * height / tall)), height), Image.Resampling.BOX))
+    size = (max(1, round(wide * height / tall)), height)
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
 
 # %% ../../nbs/panels/00_base.ipynb #2fe73104
 class Cache:
-    "Values by name, at most `max_bytes` of them: the one not asked for the longest goes first. Safe to use from two threads."
+    "Values by name, at most `max_bytes` in all. The least recently used is dropped first. Safe for several threads."
 
     def __init__(self, max_bytes: int = 64_000_000):
         self.max_bytes, self.nbytes = max_bytes, 0
@@ -175,7 +178,7 @@ class Cache:
         name: Hashable,  # everything that decides the value
         make: Callable[[], Any],  # makes it: bytes, an array or tensor, or a list or tuple of such
     ) -> Any:
-        "The value of that name, made if it is not kept."
+        "The value with this name. It is made if it is not in the cache."
         with self._lock:
             if name in self._values:
                 self._values.move_to_end(name)
@@ -190,7 +193,7 @@ class Cache:
         return value
 
     def clear(self) -> None:
-        "Forgets everything."
+        "Drops all values."
         with self._lock:
             self._values.clear()
             self.nbytes = 0
@@ -206,19 +209,19 @@ class Cache:
 
 
 def _nbytes(value: Any) -> int:
-    "About how much memory a value takes."
+    "The approximate memory of a value, in bytes."
     if isinstance(value, list | tuple):
         return sum(map(_nbytes, value))
     return len(value) if isinstance(value, bytes | str) else int(getattr(value, "nbytes", 64))
 
 # %% ../../nbs/panels/00_base.ipynb #dfa64f3b
 def escape(text: object) -> str:
-    "Text as HTML that shows exactly this text."
+    "HTML that shows exactly this text."
     return html.escape(str(text), quote=True)
 
 
 def in_words(error: BaseException) -> str:
-    "The message of an error, after its type where the message alone says little: a KeyError holds nothing but the key."
+    "The message of an error. The type comes first if the message alone is unclear, as in a KeyError with only the key."
     text = str(error).strip()
     if text and isinstance(error, ValueError | RuntimeError | OSError):
         return text
@@ -226,15 +229,15 @@ def in_words(error: BaseException) -> str:
 
 
 class ErrorBox(ipywidgets.HTML):
-    "Says in words what went wrong; takes no room while nothing did."
+    "Shows the message of an error. Takes no space on the page without one."
 
     def show(self, error: BaseException | str) -> None:
-        "Shows an error's words."
+        "Shows the message of an error."
         text = in_words(error) if isinstance(error, BaseException) else error
         self.value = f'<div class="tfnb-error" role="alert">{escape(text)}</div>'
 
     def clear(self) -> None:
-        "Takes the message away."
+        "Removes the message."
         self.value = ""
 
     @property
@@ -251,52 +254,60 @@ class Strip(anywidget.AnyWidget):
 
     _esm = _STATIC / "strip.js"
     _css = _STATIC / "panels.css"
-    rows = traitlets.List(traitlets.List(traitlets.Bytes()), help="A film for each row, see `encode_film`.").tag(sync=True)
+    rows = traitlets.List(
+        traitlets.List(traitlets.Bytes()), help="A film for each row, see `encode_film`."
+    ).tag(sync=True)
     titles = traitlets.List(traitlets.Unicode(), help="A title for each row.").tag(sync=True)
     height = traitlets.Int(96, help="Height of a frame on the page, in pixels.").tag(sync=True)
     marks = traitlets.List(
         traitlets.Dict(),
-        help="What is drawn over frames: dicts of frame, x and y in [0, 1], colour (CSS), text, and row (all rows without it).",
+        help="Marks on frames: dicts of frame, x and y in [0, 1], colour (CSS), text, and row (all rows without it).",
     ).tag(sync=True)
-    outlined = traitlets.List(traitlets.Int(), help="Frames with a border and ◆ beside their number: keyframes.").tag(sync=True)
-    numbers = traitlets.List(traitlets.Int(), help="What stands below each frame; empty: 0, 1, 2, ...").tag(sync=True)
-    current = traitlets.Int(-1, help="The frame that is being looked at, with ▶ beside its number; -1: none.").tag(sync=True)
-    cells = traitlets.Int(16, help="An arrow key moves by one of so many cells to a side of a frame.").tag(sync=True)
-    label = traitlets.Unicode("Film strip", help="What a screen reader calls it.").tag(sync=True)
-    picked = traitlets.Dict(help="The place picked last: row, frame, x and y in [0, 1). Empty at first.").tag(sync=True)
+    outlined = traitlets.List(
+        traitlets.Int(), help="Keyframes. They have a border, and ◆ beside their number."
+    ).tag(sync=True)
+    numbers = traitlets.List(traitlets.Int(), help="The number below each frame; empty: 0, 1, 2, ...").tag(sync=True)
+    current = traitlets.Int(-1, help="The current frame, with ▶ beside its number; -1: none.").tag(sync=True)
+    cells = traitlets.Int(16, help="Cells on each side of a frame. An arrow key moves by one cell.").tag(sync=True)
+    label = traitlets.Unicode("Film strip", help="The name that a screen reader says.").tag(sync=True)
+    picked = traitlets.Dict(help="The last picked place: row, frame, x and y in [0, 1). Empty at first.").tag(sync=True)
 
 
 class Player(anywidget.AnyWidget):
-    "Films that play in step, beside one another; with `wipe` the first two lie over one another."
+    "Films side by side that play in step. With `wipe`, the second film is on top of the first."
 
     _esm = _STATIC / "player.js"
     _css = _STATIC / "panels.css"
-    films = traitlets.List(traitlets.List(traitlets.Bytes()), help="Films, see `encode_film`; of one frame: pictures.").tag(sync=True)
+    films = traitlets.List(
+        traitlets.List(traitlets.Bytes()), help="Films, see `encode_film`. A film of one frame is a picture."
+    ).tag(sync=True)
     names = traitlets.List(traitlets.Unicode(), help="A name for each film.").tag(sync=True)
-    wipe = traitlets.Bool(False, help="Lay the second film over the first, right of a line that can be moved.").tag(sync=True)
-    position = traitlets.Float(0.5, min=0.0, max=1.0, help="Where that line is, 0 left to 1 right.").tag(sync=True)
+    wipe = traitlets.Bool(
+        False, help="Show the second film on top of the first, to the right of a movable line."
+    ).tag(sync=True)
+    position = traitlets.Float(0.5, min=0.0, max=1.0, help="Position of this line, 0 left to 1 right.").tag(sync=True)
     fps = traitlets.Float(8.0, help="Frames per second.").tag(sync=True)
-    frame = traitlets.Int(0, help="The frame that is shown; while it plays, the one at which it began.").tag(sync=True)
-    playing = traitlets.Bool(False, help="Whether it plays.").tag(sync=True)
-    height = traitlets.Int(256, help="Height of a film on the page, in pixels, where there is room.").tag(sync=True)
+    frame = traitlets.Int(0, help="The shown frame; while the films play, the one where they began.").tag(sync=True)
+    playing = traitlets.Bool(False, help="Whether the films play.").tag(sync=True)
+    height = traitlets.Int(256, help="Largest height of a film on the page, in pixels.").tag(sync=True)
 
 
 class Code(anywidget.AnyWidget):
-    "Code with a button that copies it."
+    "Shows code, with a button that copies it."
 
     _esm = _STATIC / "code.js"
     _css = _STATIC / "panels.css"
-    text = traitlets.Unicode("", help="The code; nothing is shown while it is empty.").tag(sync=True)
+    text = traitlets.Unicode("", help="The code. Empty: nothing is shown.").tag(sync=True)
 
 # %% ../../nbs/panels/00_base.ipynb #50ee5179
 class Panel(ipywidgets.VBox):
-    "A column of widgets over a state, with a box for its errors. `close()` frees the state, the thread and the widgets."
+    "A column of widgets for a state, with a box for its errors. `close()` frees the state, the thread and the widgets."
 
     def __init__(
         self,
-        state: traitlets.HasTraits,  # has `error` (what went wrong, in words; empty when nothing) and `close()`
+        state: traitlets.HasTraits,  # has `error` (a message, or empty) and `close()`
         children: Sequence[ipywidgets.Widget],
-        label: str,  # what the panel is, for its stylesheet and tests: "edit" becomes the class tfnb-edit
+        label: str,  # for stylesheet and tests: "edit" gives the CSS class tfnb-edit
     ):
         self.state, self.errors = state, ErrorBox()
         super().__init__([*children, self.errors])
@@ -309,36 +320,36 @@ class Panel(ipywidgets.VBox):
         self.errors.show(error) if error else self.errors.clear()
 
     def close(self) -> None:
-        "Ends the thread, frees what the state keeps, and removes the widgets from the page. Twice is once."
+        "Ends the thread, frees the state, and removes the widgets from the page. A second call does nothing."
         if self.comm is None:
             return
         self.state.close()
         widgets = list(self.children)
-        for widget in widgets:  # grows while it is walked
+        for widget in widgets:  # the list grows in this loop
             widgets.extend(getattr(widget, "children", ()))
             widget.close()
         super().close()
 
 
 class Note(ipywidgets.HTML):
-    "Lines of plain text that wrap."
+    "Plain text; long lines wrap."
 
     def __init__(self, text: str = "", **traits: Any):
         super().__init__(**traits)
         self.say(text)
 
     def say(self, text: str) -> None:
-        "Shows other text, escaped; takes no room when it is empty."
+        "Shows another text, escaped. An empty text takes no space on the page."
         self.value = f'<div class="tfnb-note">{escape(text)}</div>' if text else ""
 
 
 @contextmanager
 def its_turn(
-    lock: NetworkLock,  # of the model that a piece of work needs
+    lock: NetworkLock,  # of the model that the work needs
     stop: threading.Event,
-    tell: Callable[[str], None],  # gets the words, if it has to wait
+    tell: Callable[[str], None],  # gets a message if it has to wait
 ) -> Iterator[bool]:
-    "Waits for a model that another thread uses, and says so. Gives whether it is free now: it is not if `stop` was set meanwhile."
+    "Waits until no other thread uses a model. Gives True then, and False if `stop` was set before."
     held = lock.acquire(0.3, stop.is_set)
     if not held and not stop.is_set():
         tell("waiting: another panel or cell uses this model")
@@ -352,26 +363,30 @@ def its_turn(
 
 def setting_widget(
     each: Field,  # made by `setting`
-    value: Any,  # that it begins with
-    label: str = "",  # empty: the field's name
+    value: Any,  # the first value
+    label: str = "",  # empty: the name of the field
 ) -> ipywidgets.Widget | None:
-    "The input for a setting: a slider where it has bounds, a list where it has choices, a tick, a number, or text. None for any other kind."
+    "The input for a setting: slider for bounds, list for choices, checkbox, number or text. None for other types."
     about = each.metadata
-    common = dict(value=value, description=label or each.name.replace("_", " ").capitalize(), description_tooltip=about["help"])
-    least, most, bounded = about.get("least"), about.get("most"), about.get("least") is not None and about.get("most") is not None
+    label = label or each.name.replace("_", " ").capitalize()
+    common = dict(value=value, description=label, description_tooltip=about["help"])
+    least, most = about.get("least"), about.get("most")
+    bounded = least is not None and most is not None
     if about.get("choices"):
         return ipywidgets.Dropdown(options=list(about["choices"]), **common)
     if isinstance(each.default, bool):
         return ipywidgets.Checkbox(indent=False, **common)
     if isinstance(each.default, float):
-        return ipywidgets.FloatSlider(min=least, max=most, step=(most - least) / 20, **common) if bounded else ipywidgets.FloatText(**common)
+        if not bounded:
+            return ipywidgets.FloatText(**common)
+        return ipywidgets.FloatSlider(min=least, max=most, step=(most - least) / 20, **common)
     if isinstance(each.default, int):
         return ipywidgets.IntSlider(min=least, max=most, **common) if bounded else ipywidgets.IntText(**common)
     return ipywidgets.Text(**common) if isinstance(each.default, str) else None
 
 
 def progress_bar(progress: Progress) -> ipywidgets.VBox:
-    "A bar and the words of a `Progress` below it."
+    "A progress bar, with the text of the `Progress` below it."
     bar = ipywidgets.FloatProgress(value=progress.fraction, min=0, max=1, layout=dict(width="auto"))
     words = Note(progress.text)
     progress.observe(lambda change: setattr(bar, "value", change.new), "fraction")

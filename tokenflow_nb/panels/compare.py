@@ -27,14 +27,16 @@ def check_comparable(
     clips: Sequence[Clip],
     names: Sequence[str] | None = None,  # None: "clip 1", "clip 2", ...
 ) -> tuple[str, ...]:
-    "The names of clips that can be compared. Raises `ClipError` that says which clip does not fit and how to make it."
+    "The names of the clips. Raises `ClipError` for a clip that cannot be compared, with the call that makes it fit."
     if len(clips) < 2:
-        raise ClipError(f"clips: {len(clips)} given; a comparison needs at least two, an edit and its source for instance")
+        raise ClipError(f"clips: {len(clips)} given; a comparison needs at least two, such as an edit and its source")
     for place, clip in enumerate(clips):
         if not isinstance(clip, Clip):
-            raise ClipError(f"clips[{place}] is of type {type(clip).__qualname__}: as_clip makes a clip of a file or an array")
+            kind = type(clip).__qualname__
+            raise ClipError(f"clips[{place}] is of type {kind}: as_clip makes a clip of a file or an array")
     names = tuple(f"clip {place + 1}" for place in range(len(clips))) if names is None else tuple(names)
-    if len(names) != len(clips) or len(set(names)) != len(names) or not all(isinstance(name, str) and name.strip() for name in names):
+    are_texts = all(isinstance(name, str) and name.strip() for name in names)
+    if len(names) != len(clips) or len(set(names)) != len(names) or not are_texts:
         raise ClipError(f"names={list(names)}: give {len(clips)} different texts, one for each clip")
     for clip, name in zip(clips[1:], names[1:]):
         if problem := _mismatch(clip, clips[0]):
@@ -43,10 +45,9 @@ def check_comparable(
 
 
 def _mismatch(clip: Clip, first: Clip) -> str:
-    "What to do about the first thing in which a clip differs from another; empty if they fit."
-    shorter = min(len(clip), len(first))
+    "How to make a clip fit to another: in length, size or frame rate. Empty if it fits."
     if len(clip) != len(first):
-        return f"compare clips of one length, both cut by clip[:{shorter}]"
+        return f"compare clips of one length, both cut by clip[:{min(len(clip), len(first))}]"
     if clip.size != first.size:
         return f"compare clips of one size, by fit_clip(clip, size={tuple(first.size)}) or by restore_clip"
     if not math.isclose(clip.fps, first.fps, rel_tol=1e-3):
@@ -58,7 +59,7 @@ def difference(
     first: np.ndarray,  # (..., h, w, 3) uint8
     second: np.ndarray,  # of the same shape
 ) -> np.ndarray:
-    "How far apart pixels are, `(..., h, w)` float32 in [0, 1]: 1 is black beside white."
+    "The mean absolute difference over the channels, `(..., h, w)` float32 in [0, 1]: 1 is black against white."
     return np.abs(first.astype(np.float32) - second).mean(axis=-1) / 255
 
 
@@ -66,16 +67,17 @@ def heat(
     values: np.ndarray,  # (h, w), at least 0
     most: float,  # the value that is shown brightest
 ) -> np.ndarray:
-    "A picture `(h, w, 3)` uint8: 0 is black, `most` and above is light yellow, evenly in between to the eye."
-    return (matplotlib.colormaps["inferno"](np.clip(values / max(most, 1e-6), 0, 1))[..., :3] * 255).round().astype(np.uint8)
+    "A picture `(h, w, 3)` uint8: 0 is black, `most` and above are light yellow. Equal steps look equally large."
+    scaled = np.clip(values / max(most, 1e-6), 0, 1)
+    return (matplotlib.colormaps["inferno"](scaled)[..., :3] * 255).round().astype(np.uint8)
 
 # %% ../../nbs/panels/04_compare.ipynb #68ac2798
 def time_slice(
     frames: np.ndarray,  # (f, h, w, 3) uint8
     row: int,  # which row of pixels
-    height: int | None = None,  # of the picture, in pixels; None: one for each frame
+    height: int | None = None,  # of the picture, in pixels; None: one row for each frame
 ) -> np.ndarray:
-    "The x–t picture `(height, w, 3)`: time runs down. Raises `ValueError` for a row that the frames do not have."
+    "The x–t picture `(height, w, 3)`; time runs down. Raises `ValueError` for a row outside of the frames."
     if not 0 <= row < frames.shape[1]:
         raise ValueError(f"row={row!r}: the frames have rows 0 to {frames.shape[1] - 1}")
     height = height or len(frames)
@@ -87,13 +89,15 @@ def vote_order(
     rounds: int,  # how often each pair is shown
     seed: int,
 ) -> list[tuple[int, int]]:
-    "The questions: which clip is A and which B. Each pair `rounds` times, each of its clips equally often as A (or one time more), shuffled."
+    """The questions in random order: which clip is A and which is B. Each pair appears `rounds` times.
+    Each clip of a pair is A equally often; if `rounds` is odd, one of them is A once more."""
     if clips < 2 or not isinstance(rounds, int) or isinstance(rounds, bool) or not 1 <= rounds <= 100:
-        raise ValueError(f"rounds={rounds!r} of {clips} clips: give at least two clips, and 1 to 100 rounds for each pair")
+        problem = f"rounds={rounds!r} of {clips} clips"
+        raise ValueError(f"{problem}: give at least two clips, and 1 to 100 rounds for each pair")
     generator = np.random.default_rng(seed)
     questions = []
     for pair in combinations(range(clips), 2):
-        swap = int(generator.integers(2))  # who gets the odd round
+        swap = int(generator.integers(2))  # which clip is A once more if `rounds` is odd
         questions += [pair[:: 1 if (turn + swap) % 2 else -1] for turn in range(rounds)]
     return [questions[place] for place in generator.permutation(len(questions))]
 
@@ -103,9 +107,10 @@ def wilson_interval(
     trials: int,
     level: float = 0.95,  # confidence
 ) -> tuple[float, float]:
-    "Wilson's score interval for the share of which `wins` in `trials` were counted; (0, 1) without trials."
+    "Wilson's score interval for the share behind `wins` out of `trials`; (0, 1) without trials. Raises `ValueError`."
     if not 0 <= wins <= trials or not 0 < level < 1:
-        raise ValueError(f"wins={wins} of trials={trials} at level={level}: give 0 ≤ wins ≤ trials and a level between 0 and 1")
+        problem = f"wins={wins} of trials={trials} at level={level}"
+        raise ValueError(f"{problem}: give 0 ≤ wins ≤ trials and a level between 0 and 1")
     if trials == 0:
         return 0.0, 1.0
     z, share = NormalDist().inv_cdf((1 + level) / 2), wins / trials
@@ -115,12 +120,12 @@ def wilson_interval(
 
 # %% ../../nbs/panels/04_compare.ipynb #843b379c
 class VoteError(RuntimeError):
-    "A vote cannot be read or answered now; the message says why."
+    "The vote cannot be read or answered now. The message says why."
 
 
 @dataclass(frozen=True)
 class Preference:
-    "How often one clip of a pair was preferred to the other, with the 95 % interval of the share."
+    "How often the first clip of a pair was preferred, with the 95 % interval of that share."
 
     clip: str
     other: str
@@ -131,29 +136,30 @@ class Preference:
 
     @property
     def verdict(self) -> str:
-        "Whether the answers decide between the two."
+        "Which clip is preferred, or `undecided` if the interval includes one half."
         low, high = self.interval
         return f"{self.clip} preferred" if low > 0.5 else f"{self.other} preferred" if high < 0.5 else "undecided"
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.clip} over {self.other}: {self.wins} of {self.trials} (95 %: {low:.0%} to {high:.0%}), {self.verdict}"
+        counts = f"{self.wins} of {self.trials} (95 %: {low:.0%} to {high:.0%})"
+        return f"{self.clip} over {self.other}: {counts}, {self.verdict}"
 
 # %% ../../nbs/panels/04_compare.ipynb #8ed1e470
 class Vote:
-    "A blind vote under way. `pair` is shown as A and B, `answer` goes on, and only after the last one can it be read."
+    "A blind vote. Show `pair` as A and B, call `answer`, and repeat. The result can be read after the last answer."
 
     def __init__(
         self,
         names: Sequence[str],  # of the clips
         rounds: int = 8,  # how often each pair is shown
-        seed: int | None = None,  # decides the order; None: drawn afresh
+        seed: int | None = None,  # decides the order; None: a new random one
     ):
         self._names, self._seed = tuple(names), secrets.randbelow(2**32) if seed is None else seed
         self._order, self._answers = vote_order(len(names), rounds, self._seed), []
 
-    asked = property(lambda self: len(self._answers), doc="Questions answered.")
-    questions = property(lambda self: len(self._order), doc="Questions in all.")
+    asked = property(lambda self: len(self._answers), doc="Number of answered questions.")
+    questions = property(lambda self: len(self._order), doc="Number of all questions.")
     done = property(lambda self: self.asked == self.questions, doc="Whether all are answered.")
 
     def __repr__(self) -> str:
@@ -161,9 +167,9 @@ class Vote:
 
     @property
     def pair(self) -> tuple[int, int]:
-        "The clips to show as A and B now: for a picture, not for the eyes of the voter."
+        "The places of the clips to show as A and B now. The voter must not see these numbers."
         if self.done:
-            raise VoteError("every question is answered: preferences() tells the result; start another vote for more")
+            raise VoteError("every question is answered: preferences() gives the result; start another vote for more")
         return self._order[self.asked]
 
     def answer(self, choice: str) -> None:
@@ -175,24 +181,28 @@ class Vote:
 
     def _finished(self) -> list[tuple[int, int]]:
         if not self.done:
-            raise VoteError(f"{self.questions - self.asked} questions are open: a result that is seen earlier changes the later answers")
+            still = f"{self.questions - self.asked} questions are open"
+            raise VoteError(f"{still}: answer them first, because an earlier result would change the later answers")
         return self._answers
 
     @property
     def seed(self) -> int:
-        "What decided the order. Raises `VoteError` before the end."
+        "The seed of the order. Raises `VoteError` before the end."
         self._finished()
         return self._seed
 
     def preferences(self) -> list[Preference]:
-        "One for each pair of clips. Raises `VoteError` before the end."
-        answers, names = self._finished(), self._names
-        counts = {(a, b): (answers.count((a, b)), answers.count((b, a))) for a, b in combinations(range(len(names)), 2)}
-        return [Preference(names[a], names[b], wins, wins + losses) for (a, b), (wins, losses) in counts.items()]
+        "One `Preference` for each pair of clips. Raises `VoteError` before the end."
+        answers, found = self._finished(), []
+        for (a, first), (b, second) in combinations(enumerate(self._names), 2):
+            wins, losses = answers.count((a, b)), answers.count((b, a))
+            found.append(Preference(first, second, wins, wins + losses))
+        return found
 
     @property
     def chose_a(self) -> Preference:
-        "How often A was chosen, whatever it was: far from one half, the voter favours a side. Raises `VoteError` before the end."
+        """How often A was chosen, over all pairs. A share far from one half means that the voter favours a side.
+        Raises `VoteError` before the end."""
         wins = sum(winner == first for (winner, _), (first, _) in zip(self._finished(), self._order))
         return Preference("A", "B", wins, self.questions)
 
@@ -201,14 +211,14 @@ VIEWS = ("side by side", "wipe", "difference", "cut along time")
 
 
 class CompareState(traitlets.HasTraits):
-    "What the panel shows. Bad values raise `TraitError`, bad clips `ClipError`, a vote at the wrong time `VoteError`."
+    "What the panel shows. Raises `TraitError` for bad values, `ClipError` for bad clips, `VoteError` without a vote."
 
-    first = traitlets.Int(0, help="The clip on the left, by place.")
-    second = traitlets.Int(1, help="The clip on the right, by place.")
+    first = traitlets.Int(0, help="The left clip, by its place in `clips`.")
+    second = traitlets.Int(1, help="The right clip, by its place in `clips`.")
     view = traitlets.Enum(VIEWS, VIEWS[0], help="One of `VIEWS`.")
-    row = traitlets.Int(help="The row of pixels of the cut along time.")
-    vote = traitlets.Instance(Vote, allow_none=True, help="The blind vote, under way or done.")
-    error = traitlets.Unicode(help="What went wrong, in words.")
+    row = traitlets.Int(help="The row of pixels for the cut along time.")
+    vote = traitlets.Instance(Vote, allow_none=True, help="The blind vote, running or finished.")
+    error = traitlets.Unicode(help="The message of the last error; empty without one.")
 
     def __init__(self, clips: Sequence[Clip], names: Sequence[str] | None = None, **values):
         self.names, self.clips, self.cache = check_comparable(clips, names), tuple(clips), Cache()
@@ -216,7 +226,7 @@ class CompareState(traitlets.HasTraits):
 
     @traitlets.validate("first", "second", "row")
     def _in_range(self, proposal):
-        "Names the trait and what it can be."
+        "The value. Raises `TraitError`, which gives the possible values."
         name, value = proposal["trait"].name, proposal["value"]
         count = self.clips[0].size[0] if name == "row" else len(self.clips)
         if not 0 <= value < count:
@@ -230,39 +240,39 @@ class CompareState(traitlets.HasTraits):
 
     @property
     def shown(self) -> tuple[int, int]:
-        "The places of the two clips to compare: the vote's as long as one is under way."
+        "The places of the two clips to compare; during a vote, those of the present question."
         return self.vote.pair if self.voting else (self.first, self.second)
 
     def start_vote(self, rounds: int = 8, seed: int | None = None) -> None:
-        "Hides the names and asks the first question. A vote under way is dropped, unseen."
+        "Hides the names and asks the first question. A running vote is dropped without a result."
         self.vote = Vote(self.names, rounds, seed)
 
     def answer(self, choice: str) -> None:
-        "Answers the present question, `A` or `B`, and goes on to the next."
+        "Answers the present question with `A` or `B`. The next question follows."
         if not self.voting:
             raise VoteError("no vote is under way: start one")
         self.vote.answer(choice)
         self.notify_change(traitlets.Bunch(name="vote", old=self.vote, new=self.vote, owner=self, type="change"))
 
     def close(self) -> None:
-        "Lets go of clips and pictures."
+        "Drops clips and pictures."
         self.cache.clear()
         self.clips = ()
 
 # %% ../../nbs/panels/04_compare.ipynb #e1448d0b
 def compare_films(state: CompareState) -> list[tuple[str, np.ndarray]]:
-    "What the state shows: films `(f, h, w, 3)` uint8 with a name. A vote under way shows its clips as A and B, and nothing else."
+    "The films of a state: names, and frames `(f, h, w, 3)` uint8. During a vote only the two clips, named A and B."
     (first, second), view = (state.clips[place] for place in state.shown), state.view
     left, right = ("A", "B") if state.voting else (state.names[place] for place in state.shown)
     if state.voting or view in ("side by side", "wipe"):
         return [(left, first.frames), (right, second.frames)]
     if view == "cut along time":
         height = max(len(first), first.size[0])
-        cuts = [(name, time_slice(clip.frames, state.row, height)[None]) for name, clip in ((left, first), (right, second))]
-        return [(f"{name}, row {state.row}: time runs down", cut) for name, cut in cuts]
+        cuts = [time_slice(clip.frames, state.row, height)[None] for clip in (first, second)]
+        return [(f"{name}, row {state.row}: time runs down", cut) for name, cut in zip((left, right), cuts)]
     apart = np.stack([difference(*frames) for frames in zip(first.frames, second.frames)])
-    name = f"{left} − {right}: black is equal, the brightest {apart.max():.0%} of black to white, the mean {apart.mean():.1%}"
-    return [(name, np.stack([heat(frame, apart.max()) for frame in apart]))]
+    scale = f"black is equal, the brightest {apart.max():.0%} of black to white, the mean {apart.mean():.1%}"
+    return [(f"{left} − {right}: {scale}", np.stack([heat(frame, apart.max()) for frame in apart]))]
 
 # %% ../../nbs/panels/04_compare.ipynb #722d0af8
 def vote_table(vote: Vote) -> str:
@@ -270,12 +280,14 @@ def vote_table(vote: Vote) -> str:
     rows = []
     for preference in vote.preferences():
         low, high = preference.interval
-        cells = (f"{preference.clip} over {preference.other}", f"{preference.wins} of {preference.trials}", f"{low:.0%}–{high:.0%}", preference.verdict)
+        pair, counts = f"{preference.clip} over {preference.other}", f"{preference.wins} of {preference.trials}"
+        cells = (pair, counts, f"{low:.0%}–{high:.0%}", preference.verdict)
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{title}</th>" for title in ("preferred", "answers", "95 % interval", "verdict"))
     side = vote.chose_a
     low, high = side.interval
-    note = f"A was chosen {side.wins} of {side.trials} times (95 %: {low:.0%} to {high:.0%}). Order from seed {vote.seed}. Wilson's intervals."
+    chosen = f"A was chosen {side.wins} of {side.trials} times (95 %: {low:.0%} to {high:.0%})"
+    note = f"{chosen}. Order from seed {vote.seed}. Wilson's intervals."
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div style="overflow-x:auto">{table}</div><div class="tfnb-note">{note}</div>'
 
@@ -284,36 +296,45 @@ _NARROW, _WRAP = dict(description_width="initial"), dict(flex_flow="row wrap", a
 
 
 class Booth(ipywidgets.VBox):
-    "The widgets of a vote; `follow` shows how it stands."
+    "The widgets of a vote. `follow` updates them."
 
     def __init__(self):
-        self.start = ipywidgets.Button(description="Start blind vote", layout=dict(width="auto"))
-        self.rounds = ipywidgets.BoundedIntText(8, min=1, max=100, description="Rounds for each pair", style=_NARROW, layout=dict(width="190px"))
+        self.start = _button("Start blind vote")
+        rounds = dict(min=1, max=100, description="Rounds for each pair")
+        self.rounds = ipywidgets.BoundedIntText(8, **rounds, style=_NARROW, layout=dict(width="190px"))
         self.question = Note()
-        self.a, self.b = (ipywidgets.Button(description=f"{name} is better", button_style="primary", layout=dict(width="auto")) for name in "AB")
-        self.give_up = ipywidgets.Button(description="Give up", tooltip="Ends the vote without a result", layout=dict(width="auto"))
+        self.a, self.b = (_button(f"{name} is better", button_style="primary") for name in "AB")
+        self.give_up = _button("Give up", tooltip="Ends the vote without a result")
         self.before = ipywidgets.HBox([self.start, self.rounds], layout=_WRAP)
         self.during = ipywidgets.HBox([self.a, self.b, self.give_up], layout=_WRAP)
         super().__init__([self.before, self.question, self.during])
 
     def follow(self, vote: Vote | None) -> None:
-        "Shows the widgets that this vote, or none, has a use for."
+        "Shows the widgets for this vote, or those for starting one."
         voting = vote is not None and not vote.done
         self.before.layout.display, self.during.layout.display = ("none", None) if voting else (None, "none")
-        self.question.say(f"Question {vote.asked + 1} of {vote.questions}: which is better, A or B?" if voting else "")
+        question = f"Question {vote.asked + 1} of {vote.questions}: which is better, A or B?" if voting else ""
+        self.question.say(question)
+
+
+def _button(text: str, **traits: str) -> ipywidgets.Button:
+    "A button as wide as its text."
+    return ipywidgets.Button(description=text, layout=dict(width="auto"), **traits)
 
 # %% ../../nbs/panels/04_compare.ipynb #614bbe70
 class ComparePanel(Panel):
-    "Clips of one length, size and rate beside each other, with a blind vote. Raises `ClipError` for clips that do not fit."
+    "Compares clips of one length, size and frame rate; with a blind vote. Raises `ClipError` if clips do not fit."
 
     def __init__(
         self,
-        clips: Sequence[Clip],  # at least two, the source among them for instance
+        clips: Sequence[Clip],  # at least two, such as a source and its edit
         names: Sequence[str] | None = None,  # one for each; None: "clip 1", "clip 2", ...
     ):
         state = CompareState(clips, names)
-        self.player, self.booth, self.result = Player(fps=state.clips[0].fps), Booth(), ipywidgets.HTML(layout=dict(width="auto", max_width="100%"))
-        self.first, self.second, self.view = (ipywidgets.Dropdown(description=text, style=_NARROW) for text in ("Left", "Right", "View"))
+        self.player, self.booth = Player(fps=state.clips[0].fps), Booth()
+        self.result = ipywidgets.HTML(layout=dict(width="auto", max_width="100%"))
+        labels = ("Left", "Right", "View")
+        self.first, self.second, self.view = (ipywidgets.Dropdown(description=text, style=_NARROW) for text in labels)
         self.row = ipywidgets.IntSlider(state.row, 0, state.clips[0].size[0] - 1, description="Row", style=_NARROW)
         self.view.options, self._following = VIEWS, False
         for chooser in (self.first, self.second, self.view, self.row):
@@ -330,7 +351,7 @@ class ComparePanel(Panel):
         self._follow()
 
     def _try(self, action: Callable[[], None]) -> None:
-        "Does something, and says in the panel why it could not be done."
+        "Calls `action`, and shows its error in the panel."
         self.state.error = ""
         try:
             action()
@@ -342,8 +363,8 @@ class ComparePanel(Panel):
             self._try(lambda: setattr(self.state, trait, value))
 
     def _follow(self) -> None:
-        "Shows what the state says."
-        self._following = True  # what is set here is no choice of the user
+        "Shows the state."
+        self._following = True  # the values set here are not choices of the user
         try:
             _fill_choosers(self)
             _fill_films(self)
@@ -366,9 +387,8 @@ def _fill_choosers(panel: ComparePanel) -> None:
 def _fill_films(panel: ComparePanel) -> None:
     state, player = panel.state, panel.player
     row = state.row if state.view == "cut along time" else None
-    shown = state.cache.get(
-        (state.shown, state.voting or (state.view, row)), lambda: [(name, encode_film(film)) for name, film in compare_films(state)]
-    )
+    key = (state.shown, state.voting or (state.view, row))
+    shown = state.cache.get(key, lambda: [(name, encode_film(film)) for name, film in compare_films(state)])
     with player.hold_sync():
         player.names, player.films = [name for name, _ in shown], [film for _, film in shown]
         player.wipe = state.view == "wipe" and not state.voting

@@ -25,7 +25,8 @@ from ..features import colours, find_layer, list_layers, pca, record
 from ..config import EditConfig
 from ..editors import Editor
 from ..model import predicted_clean
-from .base import Busy, Cache, Note, Panel, Player, Strip, Worker, encode_film, encode_png, escape, in_words, its_turn, setting_widget
+from .base import Busy, Cache, Note, Panel, Player, Strip, Worker
+from .base import encode_film, encode_png, escape, in_words, its_turn, setting_widget
 from ..settings import short_name
 from ..store import Store
 
@@ -33,42 +34,43 @@ from ..store import Store
 def clean_from_step(
     before: torch.Tensor,  # latents before a DDIM step
     after: torch.Tensor,  # and after it
-    level_before: float,  # ᾱ
-    level_after: float,  # ᾱ, another one
+    level_before: float,  # ᾱ before the step
+    level_after: float,  # ᾱ after it
 ) -> torch.Tensor:
-    "The clean latents x̂₀ that the model predicted in that step. Raises `ValueError` for a step that changed no noise level."
+    "The clean latents x̂₀ that the model predicted in a step. Raises `ValueError` if both noise levels are equal."
     angle, angle_after = math.acos(level_before**0.5), math.acos(level_after**0.5)
     if abs(angle - angle_after) < 1e-4:
-        raise ValueError(f"ᾱ={level_before:g} before and {level_after:g} after the step: without a change of level x̂₀ cannot be told from noise")
+        levels = f"ᾱ={level_before:g} before and {level_after:g} after the step"
+        raise ValueError(f"{levels}: without a change of level x̂₀ cannot be computed")
     return (math.sin(angle) * after - math.sin(angle_after) * before) / math.sin(angle - angle_after)
 
 # %% ../../nbs/panels/02_denoise.ipynb #4a413b37
 @dataclass(eq=False)
 class Branch:
-    "An edit, seen at any step that it has taken. Positions count steps from the noisy end."
+    "An edit that can be shown at each step that it has taken. Positions count steps from the noisy end."
 
     edit: Edit
-    number: int = 0  # never given twice in one panel
-    about: str = ""  # how it came about, for a label
+    number: int = 0  # unique in one panel
+    about: str = ""  # its origin in words, for a label
 
-    name = property(lambda self: string.ascii_uppercase[self.number % 26], doc="A letter to call it by.")
+    name = property(lambda self: string.ascii_uppercase[self.number % 26], doc="A letter.")
 
     @property
     def first(self) -> int:
-        "The earliest position of which the latents are kept."
+        "The earliest position with kept latents."
         return self.edit.index - len(self.edit.history)
 
     def latents(self, position: int) -> torch.Tensor | None:
-        "`(f, c, h, w)`; None where the branch has not been, or no longer remembers."
+        "The latents `(f, c, h, w)` at a position; None if they do not exist yet or are no longer kept."
         walked = [*self.edit.history, self.edit.latents]
         return walked[position - self.first] if 0 <= position - self.first < len(walked) else None
 
     def was_led(self, position: int) -> bool:
-        "Whether a step that is kept led to a position."
+        "Whether the step that led to a position is kept."
         return self.first < position <= self.edit.index
 
     def clean(self, position: int) -> torch.Tensor | None:
-        "x̂₀ `(f, c, h, w)` of the step that led to a position; None where no step is kept."
+        "x̂₀ `(f, c, h, w)` of the step that led to a position; None if this step is not kept."
         if not self.was_led(position):
             return None
         before, after = self.latents(position - 1), self.latents(position)
@@ -77,22 +79,25 @@ class Branch:
         levels = level(timesteps[step]), level(timesteps[position])
         if type(edit.editor).after_step is Editor.after_step and levels[0] != levels[1]:
             return clean_from_step(before, after, *levels)
-        noise = edit.denoiser.noise(edit.at(step, latents=before), edit.keyframes[step], guided=edit.config.guided(step))
+        guided = edit.config.guided(step)
+        noise = edit.denoiser.noise(edit.at(step, latents=before), edit.keyframes[step], guided=guided)
         return predicted_clean(before, noise, levels[0])
 
     def keyframes(self, position: int) -> list[int]:
         "The frames that were keyframes in the step that led to a position."
         if not self.was_led(position) or self.edit.config.rule == "per_frame":
             return []
-        return list(range(len(self.edit))) if self.edit.config.rule == "joint" else self.edit.keyframes[position - 1].tolist()
+        if self.edit.config.rule == "joint":
+            return list(range(len(self.edit)))
+        return self.edit.keyframes[position - 1].tolist()
 
     def reach(self, position: int) -> None:
-        "Takes the steps that are missing up to a position."
+        "Takes the missing steps up to a position."
         while self.edit.index < position:
             self.edit.step()
 
     def at(self, position: int) -> Edit:
-        "A second edit as this one was at a position. Raises `EditError` when that is no longer kept."
+        "A copy of the edit at a position. Raises `EditError` if its latents there are no longer kept."
         twin = self.edit.fork()
         while twin.index > position:
             twin.back()
@@ -100,13 +105,14 @@ class Branch:
 
 # %% ../../nbs/panels/02_denoise.ipynb #63338207
 def injected_steps(edit: Edit) -> dict[str, int]:
-    "How many steps, from the noisy end, inject the source's attention, and how many its features."
+    "The number of steps, from the noisy end, that inject the source's attention, and the source's features."
     injections = [edit.editor.injection(edit.at(step)) for step in range(len(edit.timesteps))]
-    return {kind: sum(bool(getattr(injection, kind)) for injection in injections) for kind in ("attention", "features")}
+    kinds = ("attention", "features")
+    return {kind: sum(bool(getattr(injection, kind)) for injection in injections) for kind in kinds}
 
 
 def noise_levels(edit: Edit) -> list[float]:
-    "√(1 − ᾱ) at each position, one more than there are steps."
+    "√(1 − ᾱ) at each position: one value more than steps."
     return [(1 - edit.model.schedule.level(timestep)) ** 0.5 for timestep in (*edit.timesteps, None)]
 
 # %% ../../nbs/panels/02_denoise.ipynb #0ab19b07
@@ -118,26 +124,27 @@ def schedule_text(levels: list[float], position: int, injected: dict[str, int]) 
 
 def schedule_picture(
     levels: list[float],  # the noise level at each position
-    position: int,  # how many steps are taken
-    injected: dict[str, int],  # kind -> in how many first steps it is injected
+    position: int,  # the number of steps taken
+    injected: dict[str, int],  # kind -> the number of first steps that inject it
 ) -> str:
-    "An SVG of the noise level against the steps, the position, and the steps with injection."
+    "An SVG of the noise level over the steps, with the position and the steps that inject source features."
     steps, width, height = len(levels) - 1, 300, 70
     across = [f"{20 + width * step / steps:.1f}" for step in range(steps + 1)]
-    line = " ".join(f"{across[step]},{8 + height * (1 - level):.1f}" for step, level in enumerate(levels))
+    down = [f"{8 + height * (1 - level):.1f}" for level in levels]
+    line, here = " ".join(f"{x},{y}" for x, y in zip(across, down)), across[position]
     parts = [
         f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="1.5"/>',
-        f'<line x1="{across[position]}" x2="{across[position]}" y1="4" y2="{height + 12}" stroke="#e8710a" stroke-width="1.5"/>',
-        f'<circle cx="{across[position]}" cy="{8 + height * (1 - levels[position]):.1f}" r="4.5" fill="#e8710a"/>',
+        f'<line x1="{here}" x2="{here}" y1="4" y2="{height + 12}" stroke="#e8710a" stroke-width="1.5"/>',
+        f'<circle cx="{here}" cy="{down[position]}" r="4.5" fill="#e8710a"/>',
     ]
     for row, (kind, count) in enumerate(injected.items()):
-        top = height + 16 + 15 * row
+        top, wide = height + 16 + 15 * row, f"{width * count / steps:.1f}"
         ends = f"{kind} injected: steps 1–{count}" if count else f"{kind}: not injected"
-        parts.append(f'<rect x="20" y="{top}" width="{width * count / steps:.1f}" height="12" fill="#4285f4" opacity="0.3"/>')
+        parts.append(f'<rect x="20" y="{top}" width="{wide}" height="12" fill="#4285f4" opacity="0.3"/>')
         parts.append(f'<text x="24" y="{top + 9.5}" font-size="10" fill="currentColor">{escape(ends)}</text>')
-    tall = height + 18 + 15 * len(injected)
+    tall, text = height + 18 + 15 * len(injected), escape(schedule_text(levels, position, injected))
     return (
-        f'<svg viewBox="0 0 340 {tall}" role="img" aria-label="{escape(schedule_text(levels, position, injected))}" '
+        f'<svg viewBox="0 0 340 {tall}" role="img" aria-label="{text}" '
         f'style="width:100%;max-width:340px;font-family:sans-serif">{"".join(parts)}</svg>'
     )
 
@@ -146,16 +153,21 @@ _AT_THE_END = "the edit is done: go back, or fork it from an earlier step"
 
 
 class Walk(traitlets.HasTraits):
-    "A position over branches that are walked together. Raises `EditError`, or what the edit raises, in words."
+    "One position for several branches. Raises `EditError`, and errors of the edit itself."
 
-    position = traitlets.Int(help="Steps taken of what is shown, counted from the noisy end.")
+    position = traitlets.Int(help="The shown position: the number of steps from the noisy end.")
     branches = traitlets.Tuple(help="`Branch`es, the given edit first.")
 
-    first = property(lambda self: min(branch.first for branch in self.branches), doc="The earliest position that can be shown.")
     last = property(lambda self: len(self.branches[0].edit.timesteps), doc="The position at which the edit is done.")
 
+    @property
+    def first(self) -> int:
+        "The earliest position that can be shown."
+        return min(branch.first for branch in self.branches)
+
     def step(self, stop: threading.Event | None = None) -> None:
-        "One position forward; each branch takes the step if it has not. Stays when `stop` is set between two branches."
+        """Moves one position forward. Branches without this step take it.
+        The position stays if `stop` is set between two branches."""
         if self.position >= self.last:
             raise EditError(_AT_THE_END)
         for branch in self.branches:
@@ -165,7 +177,7 @@ class Walk(traitlets.HasTraits):
         self.position += 1
 
     def back(self) -> None:
-        "One position back."
+        "Moves one position back."
         if self.position <= self.first:
             raise EditError(f"no step before step {self.position} is kept")
         self.position -= 1
@@ -176,14 +188,14 @@ class Walk(traitlets.HasTraits):
         callback: Callable[[], None] | None = None,  # called after each position
         stop: threading.Event | None = None,  # set it to stop after the current step
     ) -> None:
-        "To a position, by steps where they were never taken."
+        "Moves to a position. Branches take the steps that they have not taken yet."
         if not self.first <= position <= self.last:
             raise EditError(f"step {position} cannot be shown: steps {self.first} to {self.last} can")
         self.position = min(position, min(branch.edit.index for branch in self.branches))
         self._walk(position, callback, stop)
 
     def run(self, callback: Callable[[], None] | None = None, stop: threading.Event | None = None) -> None:
-        "To the end, position by position; it can go on later when it was stopped."
+        "Moves to the end, position by position. After a stop, another call continues."
         if self.position >= self.last:
             raise EditError(_AT_THE_END)
         self._walk(self.last, callback, stop)
@@ -203,17 +215,18 @@ def _absent():
 
 
 class DenoiseState(Walk):
-    "What the panel shows: a walk, a frame, and the pictures seen. Raises `EditError` or `ValueError` in words."
+    "What the panel shows: branches at a position, a frame, and decoded pictures. Raises `EditError` or `ValueError`."
 
-    frame = traitlets.Int(help="The frame that is looked at.")
-    error = traitlets.Unicode(help="What went wrong, in words.")
+    frame = traitlets.Int(help="The current frame.")
+    error = traitlets.Unicode(help="The message of the last error; empty without one.")
 
     def __init__(self, edit: Edit, worker: Worker | None = None, cache: Cache | None = None):
         if not isinstance(edit, Edit):
-            raise TypeError(f"edit is of type {type(edit).__qualname__}: give an Edit, as Edit(model, trajectory, config, clip) makes one")
+            kind = type(edit).__qualname__
+            raise TypeError(f"edit is of type {kind}: give an Edit, such as Edit(model, trajectory, config, clip)")
         super().__init__(branches=(Branch(edit, about=edit.config.prompt),), position=edit.index)
         self.worker, self._made = worker or Worker(), 1
-        self.cache = Cache(256_000_000) if cache is None else cache  # an empty one counts as False
+        self.cache = Cache(256_000_000) if cache is None else cache  # an empty cache is False
         self.worker.on_error, self.paused = self._failed, threading.Event()
 
     @traitlets.validate("frame")
@@ -224,37 +237,42 @@ class DenoiseState(Walk):
         return proposal["value"]
 
     def fork(self, parent: int = 0, **changes) -> Branch:
-        "A branch that leaves the branch at place `parent` here, with other fields of `EditConfig`: a prompt, thresholds, `guidance_scale`."
+        """A new branch, forked from the one at place `parent` at this position, with other fields of `EditConfig`:
+        a prompt, thresholds, `guidance_scale`."""
         source = self.branches[parent]
-        changes = {name: value for name, value in changes.items() if value != getattr(source.edit.config, name, ...)}
+        own = source.edit.config
+        changes = {name: value for name, value in changes.items() if value != getattr(own, name, ...)}
         if not changes:
             raise EditError("a fork without a change would be the same edit: give another prompt, or other thresholds")
         if len(self.branches) == MOST_BRANCHES:
             raise EditError(f"{MOST_BRANCHES} branches are open: remove one first")
         settings = ", ".join(f"{name}={value!r}" for name, value in changes.items())
-        branch = Branch(source.at(self.position).fork(**changes), self._made, f"{source.name} from step {self.position}: {settings}")
+        about = f"{source.name} from step {self.position}: {settings}"
+        branch = Branch(source.at(self.position).fork(**changes), self._made, about)
         self.branches, self._made = (*self.branches, branch), self._made + 1
         return branch
 
     def remove(self, place: int) -> None:
-        "Lets a branch go, with its latents. The first one is the edit itself and stays."
+        "Drops a branch with its latents. Raises `EditError` for the first one, which is the edit itself."
+        if place == 0:
+            raise EditError("the first branch is the edit itself: it cannot be removed")
         if not 0 < place < len(self.branches):
-            raise EditError("the first branch is the edit itself: it stays" if place == 0 else f"there is no branch at place {place}")
+            raise EditError(f"there is no branch at place {place}")
         self.branches = tuple(branch for other, branch in enumerate(self.branches) if other != place)
 
     def seen(self, *name) -> bytes | None:
-        "A picture that was kept under this name; None if it never was, or not any more."
+        "The picture with this name in the cache; None if it is not there."
         try:
             return self.cache.get(name, _absent)
         except LookupError:
             return None
 
     def _failed(self, error: Exception) -> None:
-        gone = "the inverted latents of the source are not in the cache any more: run invert() again and make the edit anew"
+        gone = "the inverted latents of the source are no longer in the cache: run invert() again and make a new edit"
         self.error = f"{gone} ({error})" if isinstance(error, FileNotFoundError) else in_words(error)
 
     def close(self) -> None:
-        "Ends the thread after the current step, forgets the pictures, lets the branches go."
+        "Ends the thread after the current step, and drops pictures and branches."
         self.worker.close()
         self.paused.set()
         self.cache.clear()
@@ -266,14 +284,16 @@ KINDS = {"latents": "latents, decoded", "clean": "predicted clean"}
 
 def decode_here(
     state: DenoiseState,
-    frames: Iterable[int] | None = None,  # which; None: all, the one looked at first
-    stop: threading.Event | None = None,  # set it to leave the rest undone
+    frames: Iterable[int] | None = None,  # None: all, beginning with the current one
+    stop: threading.Event | None = None,  # set it to stop after the current picture
 ) -> None:
-    "Decodes latents and x̂₀ of the present position, frame by frame, in every branch, unless they were seen."
+    "Decodes latents and x̂₀ of every branch at the present position, frame by frame, unless the cache has them."
     position, branches = state.position, state.branches
-    frames = sorted(range(len(branches[0].edit)) if branches else (), key=lambda frame: frame != state.frame) if frames is None else frames
+    if frames is None:
+        count = len(branches[0].edit) if branches else 0
+        frames = sorted(range(count), key=lambda frame: frame != state.frame)
     wanted = [(branch, kind, frame) for frame in frames for branch in branches for kind in KINDS]
-    missing = [(branch, kind, frame) for branch, kind, frame in wanted if state.seen(branch.number, kind, frame, position) is None]
+    missing = [name for name in wanted if state.seen(name[0].number, *name[1:], position) is None]
     whole = {(branch, kind): getattr(branch, kind)(position) for branch, kind in {name[:2] for name in missing}}
     for branch, kind, frame in missing:
         latents = whole[branch, kind]
@@ -286,15 +306,17 @@ def decode_here(
 # %% ../../nbs/panels/02_denoise.ipynb #585fed45
 def feature_pictures(
     branch: Branch,
-    position: int,  # the step that led here is looked at
+    position: int,  # the features are those of the step that led here
     layer: str,  # a name as in `list_layers`
     store: Store | None = None,  # None: the default cache
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Source and edited features `(f, rows, columns, 3)` uint8. Raises `EditError` where no step led, `FeatureError` for an unknown layer."
+    """Pictures of the source's and the edit's features, `(f, rows, columns, 3)` uint8 each.
+    Raises `EditError` for a position without a kept step, and `FeatureError` for an unknown layer."""
     if not branch.was_led(position):
-        raise EditError("features are those of a step: take one first")
+        raise EditError("features belong to a step: take one first")
     edit = branch.at(position - 1)
-    source = record(edit.model, edit.trajectory, [layer], edit.timesteps[position - 1], store=store, progress=False)
+    timestep = edit.timesteps[position - 1]
+    source = record(edit.model, edit.trajectory, [layer], timestep, store=store, progress=False)
     edited = record(edit.model, edit, [layer], store=store, progress=False)
     projection = pca(source, layer)
     tokens = edited.tokens(layer).unflatten(1, projection.scores.shape[1:3]).numpy()
@@ -303,19 +325,21 @@ def feature_pictures(
 
 
 def layer_names(edit: Edit) -> tuple[list[str], str]:
-    "The names of all layers, and the one shown first: the input of the last attention into which plug-and-play injects."
+    "The names of all layers, and the first one to show: the input of the last attention with plug-and-play injection."
     height, width = (side * edit.model.vae_scale for side in edit.latents.shape[2:])
     layers = list_layers(edit.model, (height, width))
     return [layer.name for layer in layers], find_layer(f"{edit.model.backbone.attention[-1]}:input", layers).name
 
 # %% ../../nbs/panels/02_denoise.ipynb #57a56d6b
 def branch_film(state: DenoiseState, branch: Branch, kind: str, missing: bytes | None = None) -> list[bytes | None]:
-    "A picture for each frame of a branch, `missing` for those not decoded."
-    return [state.seen(branch.number, kind, frame, state.position) or missing for frame in range(len(branch.edit))]
+    "A picture for each frame of a branch; `missing` for frames that are not decoded."
+    frames = range(len(branch.edit))
+    return [state.seen(branch.number, kind, frame, state.position) or missing for frame in frames]
 
 
 def player_films(state: DenoiseState, source: list[bytes]) -> dict[str, list[bytes]]:
-    "What plays beside each other, by name: the source, and of each branch the predicted clean frames, at the start its latents."
+    """The films of the player by name: the source, and the predicted clean frames of each branch, or its latents at the
+    start. Only the current frame of each if some frames are not decoded."""
     films = {"source": source} if source else {}
     for branch in state.branches:
         kind = "clean" if branch.was_led(state.position) else "latents"
@@ -329,7 +353,8 @@ _ROW, _TIGHT = dict(flex_flow="row wrap", align_items="center"), dict(descriptio
 
 
 def forkable(config: EditConfig) -> list[Field]:
-    "Settings that another branch may have otherwise in the middle of an edit: those of the editor, unless they decide the start, and where guidance stops."
+    """The settings that a fork in the middle of an edit may change: where guidance stops, and those of the editor.
+    An editor with its own first step or start is left out, because its settings decide the start."""
     kind = type(config.editor)
     decides_start = kind.first_step is not Editor.first_step or kind.start is not Editor.start
     return [*(() if decides_start else fields(kind)), EditConfig.__dataclass_fields__["guidance_stop"]]
@@ -340,31 +365,36 @@ def _button(text: str, tooltip: str) -> ipywidgets.Button:
 
 
 class ForkBox(ipywidgets.VBox):
-    "What another branch may have otherwise: prompt, thresholds, guidance."
+    "The settings that a fork may change: prompt, thresholds, guidance."
 
     def __init__(self, edit: Edit):
         config = edit.config
-        self.fields = {"prompt": ipywidgets.Text(config.prompt, description="Prompt", style=_TIGHT, layout=dict(width="auto", flex="1 1 240px"))}
+        wide = dict(width="auto", flex="1 1 240px")
+        self.fields = {"prompt": ipywidgets.Text(config.prompt, description="Prompt", style=_TIGHT, layout=wide)}
         own = config.settings()
         for each in forkable(config):
             if widget := setting_widget(each, own[short_name(each)], short_name(each)):
                 widget.style = _TIGHT
                 self.fields[short_name(each)] = widget
-        self.fields["guidance_scale"] = ipywidgets.BoundedFloatText(edit.guidance_scale, min=0, max=100, step=0.5, description="guidance_scale", style=_TIGHT)
+        guidance = dict(min=0, max=100, step=0.5, description="guidance_scale", style=_TIGHT)
+        self.fields["guidance_scale"] = ipywidgets.BoundedFloatText(edit.guidance_scale, **guidance)
         for name, field in self.fields.items():
             if name != "prompt":
                 field.layout = dict(width="240px", max_width="100%")
         self.parent_branch = ipywidgets.Dropdown(description="of branch", style=_TIGHT, layout=dict(width="150px"))
-        self.fork, self.remove = _button("Fork here", "A branch with these settings from this step on"), _button("Remove branch", "Lets this branch go")
-        super().__init__([ipywidgets.HBox(list(self.fields.values()), layout=_ROW), ipywidgets.HBox([self.fork, self.parent_branch, self.remove], layout=_ROW)])
+        self.fork = _button("Fork here", "A branch with these settings from this step on")
+        self.remove = _button("Remove branch", "Drops this branch")
+        fields_row = ipywidgets.HBox(list(self.fields.values()), layout=_ROW)
+        buttons_row = ipywidgets.HBox([self.fork, self.parent_branch, self.remove], layout=_ROW)
+        super().__init__([fields_row, buttons_row])
 
     def changes(self, edit: Edit) -> dict:
-        "The fields that differ from an edit's settings. Whatever the edit has by default counts as its own."
+        "The fields that differ from the settings of an edit; its defaults are settings too."
         own = edit.config.settings() | dict(guidance_scale=edit.guidance_scale)
         return {name: field.value for name, field in self.fields.items() if field.value != own[name]}
 
     def follow(self, branches: tuple[Branch, ...]) -> None:
-        "Offers these branches."
+        "Lists these branches."
         options = [(branch.name, place) for place, branch in enumerate(branches)]
         if list(self.parent_branch.options) != options:
             self.parent_branch.options, self.parent_branch.value = options, len(options) - 1
@@ -372,17 +402,25 @@ class ForkBox(ipywidgets.VBox):
 
 # %% ../../nbs/panels/02_denoise.ipynb #8621b817
 class BranchBox(ipywidgets.VBox):
-    "One branch: what it is, where in its schedule, and its film strip."
+    "One branch: its label, its place in the schedule, and its film strip."
 
     def __init__(self, height: int = 72):
         self.title, self.place, self.schedule, self.strip = Note(), Note(), ipywidgets.HTML(), Strip(height=height)
         super().__init__([self.title, self.place, self.schedule, self.strip])
 
-    def follow(self, state: DenoiseState, branch: Branch, grey: bytes, features: tuple[list[bytes], list[bytes]] | None) -> None:
-        "Shows the branch at the state's position; pictures that are not decoded are grey."
-        drawn, levels, injected = branch.keyframes(state.position), noise_levels(branch.edit), injected_steps(branch.edit)
+    def follow(
+        self,
+        state: DenoiseState,
+        branch: Branch,
+        grey: bytes,  # the picture for a frame that is not decoded
+        features: tuple[list[bytes], list[bytes]] | None,  # films of source and edited features; None: not shown
+    ) -> None:
+        "Shows the branch at the state's position."
+        drawn = branch.keyframes(state.position)
+        levels, injected = noise_levels(branch.edit), injected_steps(branch.edit)
         self.title.say(f"{branch.name} · {branch.about}")
-        self.place.say(f"{schedule_text(levels, state.position, injected)}; keyframes ◆: {', '.join(map(str, drawn)) or 'none drawn yet'}")
+        keyframes = ", ".join(map(str, drawn)) or "none drawn yet"
+        self.place.say(f"{schedule_text(levels, state.position, injected)}; keyframes ◆: {keyframes}")
         self.schedule.value = schedule_picture(levels, state.position, injected)
         kinds = [kind for kind in KINDS if kind == "latents" or branch.was_led(state.position)]
         rows = [(KINDS[kind], branch_film(state, branch, kind, grey)) for kind in kinds]
@@ -394,17 +432,19 @@ class BranchBox(ipywidgets.VBox):
 
 # %% ../../nbs/panels/02_denoise.ipynb #728af6a1
 class Controls(ipywidgets.HBox):
-    "Step, back, run, pause, jump."
+    "The buttons Back, Step, Run and Pause, and a slider for the step."
 
     def __init__(self):
         self.back, self.step = _button("◀ Back", "One step back"), _button("Step ▶", "One step forward")
-        self.run, self.pause = _button("Run", "All steps that are left"), _button("Pause", "Stops after the current step")
-        self.jump = ipywidgets.IntSlider(description="Step", style=_TIGHT, continuous_update=False, layout=dict(width="280px", max_width="100%"))
+        self.run = _button("Run", "Takes all steps that are left")
+        self.pause = _button("Pause", "Stops after the current step")
+        wide = dict(width="280px", max_width="100%")
+        self.jump = ipywidgets.IntSlider(description="Step", style=_TIGHT, continuous_update=False, layout=wide)
         self.doing = Note()
         super().__init__([self.back, self.step, self.run, self.pause, self.jump, self.doing], layout=_ROW)
 
     def follow(self, state: DenoiseState) -> None:
-        "Shows where the state stands and what it is doing."
+        "Shows the position of the state and its present work."
         walking, done = state.worker.busy and state.worker.task != DECODING, state.position >= state.last
         self.jump.max, self.jump.min, self.jump.value = state.last, state.first, state.position
         self.back.disabled, self.step.disabled = walking or state.position <= state.first, walking or done
@@ -412,11 +452,11 @@ class Controls(ipywidgets.HBox):
         self.doing.say(f"{state.worker.task} …" if state.worker.busy else "")
 
 
-DECODING = "decoding pictures"  # work that makes way for anything else
+DECODING = "decoding pictures"  # any other work cancels it
 
 # %% ../../nbs/panels/02_denoise.ipynb #54b1882d
 class DenoisePanel(Panel):
-    "An edit by hand: step, back, run, pause, jump, and fork. The edit may be new, under way or done."
+    "Controls an edit step by step: step, back, run, pause, jump, and fork. The edit may be new, in progress or done."
 
     def __init__(
         self,
@@ -427,8 +467,9 @@ class DenoisePanel(Panel):
         state, (names, layer) = DenoiseState(edit, worker), layer_names(edit)
         self.store, self.controls, self.fork, self.boxes = store, Controls(), ForkBox(edit), {}
         self.player, self.strips = Player(height=160, fps=edit.clip.fps if edit.clip else 8), ipywidgets.VBox()
-        self.features = ipywidgets.Checkbox(False, description="Source and edited features", indent=False, layout=dict(width="auto"))
-        self.layer = ipywidgets.Dropdown(options=names, value=layer, description="Layer", style=_TIGHT, layout=dict(width="auto", max_width="100%"))
+        self.features = ipywidgets.Checkbox(False, description="Source and edited features", indent=False)
+        self.layer = ipywidgets.Dropdown(options=names, value=layer, description="Layer", style=_TIGHT)
+        self.features.layout, self.layer.layout = dict(width="auto"), dict(width="auto", max_width="100%")
         self._source = encode_film(edit.clip.frames) if edit.clip else []
         height, width = (side * edit.model.vae_scale for side in edit.latents.shape[2:])
         self._grey = encode_png(np.full((height, width, 3), 128, np.uint8))
@@ -439,7 +480,7 @@ class DenoisePanel(Panel):
         self.do(DECODING)
 
     def do(self, task: str, work: Callable[[threading.Event], None] = lambda stop: None) -> None:
-        "Starts work, and then the decoding of what it led to. A second click on what is being done changes nothing."
+        "Starts work, and afterwards the decoding of the new pictures. A second click on the same button does nothing."
         worker = self.state.worker
         if worker.busy and worker.task == task != DECODING:
             return
@@ -453,21 +494,21 @@ class DenoisePanel(Panel):
             self.state.error = str(error)
 
     def stepped(self) -> None:
-        "Shows a step in the middle of a run: one frame, at most ten times a second."
+        "Shows a step during a run: one frame, at most ten times a second."
         if time.monotonic() - self._painted >= 0.1:
             decode_here(self.state, [self.state.frame], self.state.worker.stop)
             self.follow()
             self._painted = time.monotonic()
 
     def follow(self) -> None:
-        "Shows what the state says."
+        "Shows the state."
         with self._painting:
             if self.state.branches:  # none after close
                 _paint(self)
 
 
 def _work(panel: DenoisePanel, work: Callable[[threading.Event], None], stop: threading.Event) -> None:
-    "One piece of work on the worker's thread, and the pictures of where it led. `stop` ends the decoding, `paused` the steps."
+    "One piece of work on the worker's thread, then its pictures. `stop` ends the decoding, `paused` the steps."
     state = panel.state
     state.paused = paused = threading.Event()
     if stop.is_set() or not state.branches:
@@ -484,14 +525,21 @@ def _work(panel: DenoisePanel, work: Callable[[threading.Event], None], stop: th
         decode_here(state, frames, stop)
         panel.follow()
     if panel.features.value and not stop.is_set():
-        for branch in filter(lambda branch: branch.was_led(state.position), state.branches):
-            name = branch.number, "features", panel.layer.value, state.position
-            state.cache.get(name, lambda: [encode_film(film) for film in feature_pictures(branch, state.position, panel.layer.value, panel.store)])
+        _paint_features(panel)
         panel.follow()
 
 
+def _paint_features(panel: DenoisePanel) -> None:
+    "Films of the features of every branch that has a step here. They go into the cache."
+    state, layer = panel.state, panel.layer.value
+    for branch in filter(lambda branch: branch.was_led(state.position), state.branches):
+        shown = (branch, state.position, layer, panel.store)
+        name = branch.number, "features", layer, state.position
+        state.cache.get(name, lambda: [encode_film(film) for film in feature_pictures(*shown)])
+
+
 def _paint(panel: DenoisePanel) -> None:
-    "Every widget as the state says."
+    "Updates every widget from the state."
     state = panel.state
     panel.controls.follow(state)
     panel.fork.follow(state.branches)
@@ -499,7 +547,8 @@ def _paint(panel: DenoisePanel) -> None:
     with panel.player.hold_sync():
         panel.player.names, panel.player.films, panel.player.frame = list(films), list(films.values()), state.frame
     for branch in state.branches:
-        features = state.seen(branch.number, "features", panel.layer.value, state.position) if panel.features.value else None
+        name = branch.number, "features", panel.layer.value, state.position
+        features = state.seen(*name) if panel.features.value else None
         box = panel.boxes.get(branch.number) or _new_box(panel, branch)
         box.follow(state, branch, panel._grey, features)
     shown = tuple(panel.boxes[branch.number] for branch in state.branches)
@@ -514,7 +563,7 @@ def _new_box(panel: DenoisePanel, branch: Branch) -> BranchBox:
 
 
 def _wire(panel: DenoisePanel) -> None:
-    "What follows from what."
+    "Connects the widgets, the state and the worker."
     state, controls, box = panel.state, panel.controls, panel.fork
 
     def on_click(button, task, work):
@@ -530,7 +579,7 @@ def _wire(panel: DenoisePanel) -> None:
             panel.do(DECODING)
 
     def jump(change):
-        if change.new != state.position:  # else the slider only follows
+        if change.new != state.position:  # equal when the slider only shows the position
             panel.do("going on", lambda paused: state.jump(change.new, panel.stepped, paused))
 
     on_click(controls.back, "going back", lambda paused: state.back())

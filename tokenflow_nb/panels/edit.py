@@ -22,7 +22,8 @@ from ..config import EditConfig, Execution
 from ..edit import default_size, stages
 from ..editors import editors, options_of, short_names
 from ..model import MODELS, Model, shared_model
-from .base import Busy, Code, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words, its_turn, progress_bar, setting_widget
+from .base import Busy, Code, Note, Panel, Player, Progress, Strip, Worker
+from .base import encode_film, in_words, its_turn, progress_bar, setting_widget
 from ..forecast.measure import known_costs, learn
 from ..forecast.plan import forecast
 from ..progress import Stage
@@ -35,20 +36,20 @@ from ..forecast.work import count_work
 # %% ../../nbs/panels/03_edit.ipynb #32730c2a
 @dataclass(frozen=True, eq=False)
 class Source:
-    "A clip and the Python that gives it."
+    "A clip, and the Python code that makes it."
 
     clip: Clip
     code: str = "clip"  # an expression
-    before: str = "# clip: the frames that this panel was given"  # the lines that the expression needs
-    reading: dict[str, Any] = field(default_factory=dict)  # how `edit_video` must read it
+    before: str = "# clip: the frames that this panel was given"  # lines that the expression needs
+    reading: dict[str, Any] = field(default_factory=dict)  # arguments of `edit_video` for reading the file
 
 
 def open_source(
     source: "str | Path | Clip | np.ndarray",  # a video file, a clip, or frames (f, h, w, 3)
     start: float = 0.0,  # of a file: seconds from the beginning
-    max_frames: int | None = None,  # of a file: no more frames than these
+    max_frames: int | None = None,  # of a file: the largest number of frames; None: all
 ) -> Source:
-    "The source of an edit. Raises `ClipError` for what is no clip."
+    "The source of an edit. Raises `ClipError` if it is not a clip, and `ValueError` for an empty path."
     if not isinstance(source, str | Path):
         return Source(as_clip(source))
     if not str(source).strip():
@@ -66,14 +67,14 @@ def toy_source(
     frames: int = 24,  # of 128×128
 ) -> Source:
     "A clip of the toy world, with the code that renders it."
-    plain = Scene()
-    parts = [f"{each.name}={value!r}" for each in fields(Scene) if (value := getattr(scene, each.name)) != getattr(plain, each.name)]
+    plain, names = Scene(), [each.name for each in fields(Scene)]
+    parts = [f"{name}={value!r}" for name in names if (value := getattr(scene, name)) != getattr(plain, name)]
     code = f"Scene({', '.join(parts)}).render(frames={frames})"
     return Source(scene.render(frames), code, "from tokenflow_nb.toy.world import Scene")
 
 # %% ../../nbs/panels/03_edit.ipynb #954f5c38
 def uploaded(
-    value: Any,  # what `FileUpload.value` holds, in ipywidgets 7 or 8
+    value: Any,  # `FileUpload.value`, of ipywidgets 7 or 8
 ) -> list[tuple[str, bytes]]:
     "Name and content of each uploaded file."
     if isinstance(value, dict):
@@ -82,10 +83,10 @@ def uploaded(
 
 
 def keep_upload(
-    name: str,  # as the browser gives it
+    name: str,  # from the browser
     content: bytes,
 ) -> Path:
-    "The file in the cache that holds an upload."
+    "Stores an upload in the cache and returns its path."
     return Store().keep(name, content)
 
 # %% ../../nbs/panels/03_edit.ipynb #3e38d845
@@ -94,20 +95,21 @@ def edit_code(
     config: EditConfig,
     model: str,  # the expression for the model
 ) -> str:
-    "A cell that makes the same edit."
+    "The code of a cell that makes the same edit. It names only settings that differ from the defaults."
     plain = EditConfig(config.prompt)
-    standard = plain.settings() | options_of(type(config.editor)())  # settings of an editor are named where they are not its own defaults
+    standard = plain.settings() | options_of(type(config.editor)())  # for an editor, its own defaults count
     changed = {name: value for name, value in config.settings().items() if value != standard[name]}
     if config.method != plain.method:
         changed["method"] = config.method
     named = [f"{name}={value!r}" for name, value in (source.reading | changed).items()]
-    arguments = "".join(f"    {argument},\n" for argument in [source.code, repr(config.prompt), f"model={model}", *named])
+    given = [source.code, repr(config.prompt), f"model={model}", *named]
+    arguments = "".join(f"    {argument},\n" for argument in given)
     imports = "\n".join(filter(None, ["from tokenflow_nb.edit import edit_video", source.before]))
     return f"{imports}\n\nresult = edit_video(\n{arguments})\nresult"
 
 # %% ../../nbs/panels/03_edit.ipynb #6144c8d5
 class Run:
-    "An edit on its way from a clip to its `EditResult`. `go` may stop after any step, and goes on from there."
+    "An edit from a clip to its `EditResult`. `go` can be stopped after any step; the next call continues."
 
     def __init__(
         self,
@@ -118,15 +120,16 @@ class Run:
     ):
         self.model, self.clip, self.config, self.execution = model, clip, config, Execution(store=store)
         said = (model.unread(prompt) for prompt in (config.source_prompt, config.negative_prompt, config.prompt))
-        self.warnings = list(dict.fromkeys(filter(None, said)))  # not by catching warnings: those of other threads would be missing there
+        # asked from the model, not caught as warnings: catching them is not safe with several threads
+        self.warnings = list(dict.fromkeys(filter(None, said)))
         self._walk = stages(model, clip, config, self.execution)
 
     def same(self, model: Model, clip: Clip, config: EditConfig) -> bool:
-        "Whether a run of these would take the same steps."
+        "Whether a run with these arguments takes the same steps."
         return (self.model, self.clip, self.config) == (model, clip, config)
 
     def go(self, stop: Event, progress: Progress) -> EditResult | None:
-        "Takes steps until the end, or until `stop` is set: then it returns None."
+        "Takes steps until the end. Returns None if `stop` is set before."
         while not stop.is_set():
             with its_turn(self.model.lock, stop, progress.finish) as free:
                 if not free:
@@ -142,22 +145,25 @@ class Run:
         return None
 
     def _place(self, stage: Stage) -> tuple[int, int, str]:
-        "How much of the whole edit is done, of how much, and what is being done."
+        "The finished work and the whole work in UNet evaluations, and the present stage in words."
         work = count_work(len(self.clip), self.config)
         parts = dict(invert=work.invert, record=work.record, edit=work.keyframes + work.frames, decode=0)
         before = sum(list(parts.values())[: list(parts).index(stage.name)])
         return before + parts[stage.name] * stage.done // stage.total, work.total, _said(stage)
 
     def close(self) -> None:
-        "Leaves it for good. What is done of it is kept in the store."
+        "Ends the run. Its finished parts stay in the store."
         self._walk.close()
 
 
 def _said(stage: Stage) -> str:
     "A stage in words."
+    step = f"step {stage.done} of {stage.total}"
     words = dict(
-        invert=f"inverting the clip, {100 * stage.done // stage.total} %", record=f"recording the source, step {stage.done} of {stage.total}",
-        edit=f"editing, step {stage.done} of {stage.total}", decode="decoding",
+        invert=f"inverting the clip, {100 * stage.done // stage.total} %",
+        record=f"recording the source, {step}",
+        edit=f"editing, {step}",
+        decode="decoding",
     )
     return words[stage.name]
 
@@ -169,19 +175,23 @@ class EditState(traitlets.HasTraits):
     source_prompt = traitlets.Unicode("", help="What the source shows.")
     negative_prompt = traitlets.Unicode("", help="What the edited clip must not show.")
     model = traitlets.Unicode("sd1.5", help="An alias, a folder, or a hub id.")
-    method = traitlets.Unicode("pnp", help="The image editor, a name in `editors()`. Its settings are traits by their short names.")
+    method = traitlets.Unicode(
+        "pnp", help="The image editor, a name in `editors()`. Its settings are traits with their short names."
+    )
     guidance_scale = traitlets.Float(None, allow_none=True, help="None: the model's own default.")
     num_inference_steps = traitlets.Int(25, help="Denoising steps.")
-    keyframe_interval = traitlets.Int(8, help="A keyframe is drawn in every so many frames; at most the frames of the clip.")
-    seed = traitlets.Int(0, help="Of the keyframe draws.")
-    source = traitlets.Instance(Source, allow_none=True, help="What is edited; None: nothing yet.")
-    previewed = traitlets.Instance(EditResult, allow_none=True, help="Keyframes of the last preview.")
-    shown = traitlets.List(traitlets.Int(), help="Which frames of the clip the preview has.")
+    keyframe_interval = traitlets.Int(8, help="Frames in which one keyframe is drawn; at most the length of the clip.")
+    seed = traitlets.Int(0, help="Seed of the keyframe draws.")
+    source = traitlets.Instance(Source, allow_none=True, help="The clip to edit; None: not chosen yet.")
+    previewed = traitlets.Instance(EditResult, allow_none=True, help="The last preview: a few edited frames.")
+    shown = traitlets.List(traitlets.Int(), help="The numbers of the previewed frames in the clip.")
     rendered = traitlets.Instance(EditResult, allow_none=True, help="The last rendered clip.")
-    code = traitlets.Unicode("", help="A cell that makes the rendered clip again.")
-    note = traitlets.Unicode("", help="What a person should know of the last result.")
-    outlook = traitlets.Unicode("", help="What a render with these settings will cost, as far as is known; empty while they are not usable.")
-    error = traitlets.Unicode("", help="What went wrong, in words; empty when nothing did.")
+    code = traitlets.Unicode("", help="Code of a cell that makes the rendered clip again.")
+    note = traitlets.Unicode("", help="Warnings about the last result.")
+    outlook = traitlets.Unicode(
+        "", help="The expected cost of a render with these settings; empty while they cannot be used."
+    )
+    error = traitlets.Unicode("", help="The message of the last error; empty without one.")
 
     def __init__(
         self,
@@ -189,11 +199,12 @@ class EditState(traitlets.HasTraits):
         *,
         model: str | Model = "sd1.5",
         store: Store | None = None,  # None: the default cache
-        worker: Worker | None = None,  # None: a thread; tests give one that works in place
+        worker: Worker | None = None,  # None: a new thread; tests use a worker without one
         **settings: Any,  # the other settings by name
     ):
         if unknown := sorted(set(settings) - set(setting_names())):
-            raise ValueError(f"{', '.join(unknown)}: no such setting. Settings are model, {', '.join(setting_names())}")
+            names = ", ".join(setting_names())
+            raise ValueError(f"{', '.join(unknown)}: no such setting. Settings are model, {names}")
         self.given = model if isinstance(model, Model) else None
         self.add_traits(**editor_traits())
         super().__init__(model=self.given.name if self.given else model, **settings)
@@ -207,70 +218,73 @@ class EditState(traitlets.HasTraits):
 
     @property
     def guidance_default(self) -> float:
-        "The guidance scale that the chosen model has when none is set."
+        "The default guidance scale of the chosen model."
         if self.given and self.model == self.given.name:
             return self.given.guidance_scale
         return MODELS[self.model].guidance_scale if self.model in MODELS else 7.5
 
     def config(self, **instead: Any) -> EditConfig:
-        "The settings, checked, with others in place of some. Raises `ValueError` in words."
+        "The checked settings; `instead` replaces some of them. Raises `ValueError`."
         own = short_names(editors()[self.method]) if self.method in editors() else ()
         wanted = {name: getattr(self, name) for name in (*SETTINGS, *own)} | instead
         if self.source is not None:
             wanted["keyframe_interval"] = min(self.keyframe_interval, len(self.source.clip))
         return EditConfig(**wanted)
 
-    # ---- what a person asks for
+    # ---- actions of the user
 
     def open(self, path: str, start: float = 0.0, max_frames: int | None = None) -> None:
         "Reads a video file."
         self._start("reading the clip", lambda stop: self._take(open_source(path, start, max_frames)))
 
     def open_toy(self) -> None:
-        "Takes the toy clip, and settings that suit it."
+        "Takes the toy clip, with settings for it."
         self._start("painting the toy clip", lambda stop: self._take_toy())
 
     def preview(self, frames: int = 4) -> None:
-        "A few evenly spaced frames, edited jointly."
+        "Edits a few evenly spaced frames jointly."
         self._begin("previewing", lambda config, stop: self._preview(config, stop, frames))
 
     def render(self) -> None:
-        "The whole clip."
+        "Edits the whole clip."
         self._begin("rendering", self._render)
 
     def cancel(self) -> None:
-        "Stops after the current step."
+        "Stops the work after its current step."
         self.worker.cancel()
 
     def close(self) -> None:
-        "Ends the thread after its current step, and lets go of model, clips and results."
+        "Ends the thread after its current step, and drops model, clips and results."
         self._closed = True
         self.worker.close()
         if not self.worker.busy:
             self._free()
 
-    # ---- how it is done
+    # ---- how they work
 
     def _foresee(self, _: Any = None) -> None:
         try:
             self.outlook = self._foreseen()
-        except ValueError:  # settings that a start will refuse, with the reason
+        except ValueError:  # these settings are refused, with the reason, when work starts
             self.outlook = ""
 
     def _foreseen(self) -> str:
-        "What a render will cost: evaluations always, time after the first render of this size. Nothing is loaded or measured for it."
+        """The expected cost of a render: always the evaluations, and the time after a first render of this size.
+        Loads and measures nothing."""
         if self.source is None:
             return ""
-        clip, scale = self.source.clip, self.guidance_default if self.guidance_scale is None else self.guidance_scale
+        clip, scale = self.source.clip, self.guidance_scale
+        scale = self.guidance_default if scale is None else scale
         config, model = self.config(prompt=self.prompt or "?", guidance_scale=scale), self._loaded
         if model is None or model.name != self.model:
             total = count_work(len(clip), config, scale != 1).total
             return f"{total / len(clip):.0f} evaluations a frame, {total:,} in all"
         size = default_size(model, clip)
-        return forecast(len(clip), size, config, model, known_costs(model, size), Execution(store=self.store)).line
+        costs, execution = known_costs(model, size), Execution(store=self.store)
+        return forecast(len(clip), size, config, model, costs, execution).line
 
     def _begin(self, task: str, work: Callable[[EditConfig, Event], None]) -> None:
-        "Starts work with the settings as they are now. What is wrong with them is said before any work."
+        "Starts work with the present settings. Wrong settings give an error before any work."
         try:
             if self.source is None and not self._closed:
                 raise ValueError("no clip yet: open a video file, upload one, or use the toy clip")
@@ -286,7 +300,7 @@ class EditState(traitlets.HasTraits):
                 self.error, self.note = "", ""
                 self.progress.start(task)
                 work(stop)
-                self.error = ""  # a second start that was refused meanwhile
+                self.error = ""  # removes the message of a second start that was refused meanwhile
             finally:
                 if self._closed:
                     self._free()
@@ -304,7 +318,7 @@ class EditState(traitlets.HasTraits):
 
     def _failed(self, error: BaseException) -> None:
         self.error = in_words(error)
-        if not isinstance(error, Busy):  # then something else is under way, and tells of itself
+        if not isinstance(error, Busy):  # with `Busy`, the other work still uses the bar
             self.progress.finish()
 
     def _take(self, source: Source) -> None:
@@ -330,23 +344,27 @@ class EditState(traitlets.HasTraits):
         self._loaded = self.given = self.source = self.previewed = self.rendered = None
 
     def _ready(self) -> Model:
-        "The model of that name, loaded once."
+        "The chosen model, loaded once."
         if self._loaded is None or self._loaded.name != self.model:
-            self._loaded = None  # two models may not fit into the memory
+            self._loaded = None  # first, because two models may not fit into memory
             self._loaded = shared_model(self.model)
         return self._loaded
 
     def _clip(self, model: Model, positions: Sequence[int] | None = None) -> Clip:
-        "The clip at the model's size, or these frames of it: the same object each time, so that a run is known again."
+        "The clip at the model's size, or these frames of it. The same object each time: `Run.same` compares it."
         key = (model, None if positions is None else tuple(positions))
         if key not in self._fitted:
             clip = self.source.clip
             fitted = fit_clip(clip, default_size(model, clip), multiple=model.multiple)
-            self._fitted[key] = fitted if positions is None else replace(fitted, frames=fitted.frames[list(positions)])
+            if positions is not None:
+                fitted = replace(fitted, frames=fitted.frames[list(positions)])
+            self._fitted[key] = fitted
         return self._fitted[key]
 
-    def _result(self, kind: str, config: EditConfig, stop: Event, positions: Sequence[int] | None = None) -> EditResult | None:
-        "The result of this run, from where its last start was stopped; None when it is stopped again."
+    def _result(
+        self, kind: str, config: EditConfig, stop: Event, positions: Sequence[int] | None = None
+    ) -> EditResult | None:
+        "The result of a run. It continues where the same run was stopped before. None if it is stopped again."
         model = self._ready()
         clip, last = self._clip(model, positions), self._runs.get(kind)
         if last is None or not last.same(model, clip, config):
@@ -357,10 +375,12 @@ class EditState(traitlets.HasTraits):
         result = run.go(stop, self.progress)
         self.note = "\n".join(run.warnings)
         if result is None:
-            self.progress.finish(f"Stopped at: {self.progress.text.partition(' · ')[0]}. The same button goes on from there.")
+            place = self.progress.text.partition(" · ")[0]
+            self.progress.finish(f"Stopped at: {place}. The same button goes on from there.")
             return None
         del self._runs[kind]
-        self.progress.finish(f"{len(clip)} frame{'s' * (len(clip) != 1)} in {sum(result.timings.values()):.1f} s")
+        frames = f"{len(clip)} frame{'s' * (len(clip) != 1)}"
+        self.progress.finish(f"{frames} in {sum(result.timings.values()):.1f} s")
         return result
 
     def _preview(self, config: EditConfig, stop: Event, frames: int) -> None:
@@ -372,7 +392,8 @@ class EditState(traitlets.HasTraits):
             self.previewed = result
 
     def _render(self, config: EditConfig, stop: Event) -> None:
-        source, model = self.source, "model" if self.given and self.given.name == self.model else repr(self.model)
+        source = self.source
+        model = "model" if self.given and self.given.name == self.model else repr(self.model)
         if result := self._result("render", config, stop):
             self.code = edit_code(source, config, model)
             self.rendered = result
@@ -380,28 +401,39 @@ class EditState(traitlets.HasTraits):
             self._foresee()
 
 
-SETTINGS = ("prompt", "source_prompt", "negative_prompt", "method", "guidance_scale", "num_inference_steps", "keyframe_interval", "seed")
+SETTINGS = (
+    "prompt",
+    "source_prompt",
+    "negative_prompt",
+    "method",
+    "guidance_scale",
+    "num_inference_steps",
+    "keyframe_interval",
+    "seed",
+)
 
 
 def setting_names() -> list[str]:
-    "The settings that the panel offers: those of the edit, and those of all editors by their short names."
-    return list(dict.fromkeys([*SETTINGS, *(name for kind in editors().values() for name in short_names(kind))]))
+    "All settings of the panel: those of the edit, and those of all editors by their short names."
+    of_editors = [name for kind in editors().values() for name in short_names(kind)]
+    return list(dict.fromkeys([*SETTINGS, *of_editors]))
 
 
 def editor_traits() -> dict[str, traitlets.TraitType]:
-    "A trait for each setting of an editor."
+    "A trait for each setting of each editor."
     return {
         short_name(each): traitlets.Any(each.default, help=each.metadata["help"].capitalize())
-        for kind in editors().values() for each in fields(kind)
+        for kind in editors().values()
+        for each in fields(kind)
     }
 
 # %% ../../nbs/panels/03_edit.ipynb #6b2b6f91
 def _bound(
     state: traitlets.HasTraits,
     name: str,  # a trait of the state
-    widget: ipywidgets.Widget,  # whose `value` is that trait's
+    widget: ipywidgets.Widget,  # its `value` follows the trait
 ) -> ipywidgets.Widget:
-    "The widget, which from now on sets the trait and follows it."
+    "Connects the value of a widget with a trait, in both directions. Returns the widget."
     widget.value = getattr(state, name)
     widget.observe(lambda change: setattr(state, name, change.new), "value")
     state.observe(lambda change: setattr(widget, "value", change.new), name)
@@ -413,22 +445,22 @@ _STYLE = dict(description_width="120px")
 
 
 def _field(kind: type, description: str, tip: str, **traits: Any) -> ipywidgets.Widget:
-    "An input with its label; the tip is what the mouse finds."
+    "An input with a label and a tooltip."
     return kind(description=description, description_tooltip=tip, layout=dict(_LAYOUT), style=dict(_STYLE), **traits)
 
 
 def _row(*children: ipywidgets.Widget) -> ipywidgets.HBox:
-    "Widgets beside one another, below where there is no room."
+    "Widgets side by side; they wrap on a narrow page."
     return ipywidgets.HBox(children, layout=dict(flex_flow="row wrap", align_items="center"))
 
 
 def _tell(name: str) -> str:
-    "What `EditState` says of a setting."
+    "The help text of a setting in `EditState`."
     return EditState.class_traits()[name].help
 
 # %% ../../nbs/panels/03_edit.ipynb #4a78a7fe
 def _methods() -> list[tuple[str, str]]:
-    "What the list of methods shows, and the method."
+    "Label and name of each method, for the list."
     return [(f"{name}: {kind.summary}", name) for name, kind in editors().items()]
 
 
@@ -443,10 +475,15 @@ def _of_editor(state: EditState, name: str) -> list[ipywidgets.Widget]:
 
 
 def _settings(state: EditState) -> ipywidgets.Accordion:
-    "Everything but the prompts, folded away."
+    "All settings but the prompts, in a closed accordion."
     of_editors = {name: _of_editor(state, name) for name in editors()}
     thresholds = ipywidgets.VBox()
-    interval = _field(ipywidgets.IntSlider, "Keyframe interval", _tell("keyframe_interval"), min=1, max=max(8, state.keyframe_interval))
+
+    def input_of(name: str, kind: type, label: str, **traits: Any) -> ipywidgets.Widget:
+        return _bound(state, name, _field(kind, label, _tell(name), **traits))
+
+    longest = max(8, state.keyframe_interval)
+    interval = input_of("keyframe_interval", ipywidgets.IntSlider, "Keyframe interval", min=1, max=longest)
 
     def follow(_=None):
         thresholds.children = of_editors.get(state.method, ())
@@ -455,14 +492,14 @@ def _settings(state: EditState) -> ipywidgets.Accordion:
     state.observe(follow, ["method", "source"])
     follow()
     box = ipywidgets.VBox([
-        _bound(state, "negative_prompt", _field(ipywidgets.Text, "Negative prompt", _tell("negative_prompt"))),
-        _bound(state, "model", _field(ipywidgets.Combobox, "Model", _tell("model"), options=tuple(MODELS))),
-        _bound(state, "method", _field(ipywidgets.Dropdown, "Method", _tell("method"), options=_methods())),
+        input_of("negative_prompt", ipywidgets.Text, "Negative prompt"),
+        input_of("model", ipywidgets.Combobox, "Model", options=tuple(MODELS)),
+        input_of("method", ipywidgets.Dropdown, "Method", options=_methods()),
         thresholds,
         _guidance(state),
-        _bound(state, "num_inference_steps", _field(ipywidgets.IntSlider, "Steps", _tell("num_inference_steps"), min=2, max=100)),
-        _bound(state, "keyframe_interval", interval),
-        _bound(state, "seed", _field(ipywidgets.IntText, "Seed", _tell("seed"))),
+        input_of("num_inference_steps", ipywidgets.IntSlider, "Steps", min=2, max=100),
+        interval,
+        input_of("seed", ipywidgets.IntText, "Seed"),
     ])
     folded = ipywidgets.Accordion([box], selected_index=None)
     folded.set_title(0, "Settings")
@@ -470,8 +507,9 @@ def _settings(state: EditState) -> ipywidgets.Accordion:
 
 
 def _guidance(state: EditState) -> ipywidgets.FloatSlider:
-    "The guidance scale; where the model's default stands, the state has None, and follows the model."
-    slider = _field(ipywidgets.FloatSlider, "Guidance", "How strongly the prompt acts; 1 is no guidance.", min=0.0, max=20.0, step=0.5)
+    "The guidance scale. At the default of the model the state has None, so that it follows the model."
+    tip = "How strongly the prompt acts; 1 is no guidance."
+    slider = _field(ipywidgets.FloatSlider, "Guidance", tip, min=0.0, max=20.0, step=0.5)
 
     def show(_=None):
         slider.value = state.guidance_default if state.guidance_scale is None else state.guidance_scale
@@ -486,15 +524,16 @@ def _guidance(state: EditState) -> ipywidgets.FloatSlider:
 
 # %% ../../nbs/panels/03_edit.ipynb #d7b193e0
 def _chooser(state: EditState) -> ipywidgets.VBox:
-    "Where a clip comes from: a path, an upload, or the toy world."
-    path = _field(ipywidgets.Text, "Video file", "A path on the machine where this notebook runs.", placeholder="holiday.mp4")
-    start = ipywidgets.BoundedFloatText(0.0, min=0.0, max=1e6, step=0.5, description="Start, s", layout=dict(width="200px"), style=dict(_STYLE))
-    frames = ipywidgets.BoundedIntText(24, min=1, max=10_000, description="Frames, at most", layout=dict(width="200px"), style=dict(_STYLE))
-    buttons = [
-        ipywidgets.Button(description="Open", tooltip="Read the file", layout=dict(width="auto")),
-        ipywidgets.FileUpload(accept="video/*,.gif", multiple=False, description="Upload", layout=dict(width="auto")),
-        ipywidgets.Button(description="Use the toy clip", tooltip="A clip and a model that run anywhere", layout=dict(width="auto")),
-    ]
+    "The choice of a clip: a path, an upload, or the toy world."
+    tip = "A path on the machine where this notebook runs."
+    path = _field(ipywidgets.Text, "Video file", tip, placeholder="holiday.mp4")
+    start = ipywidgets.BoundedFloatText(0.0, min=0.0, max=1e6, step=0.5, description="Start, s")
+    frames = ipywidgets.BoundedIntText(24, min=1, max=10_000, description="Frames, at most")
+    for number in (start, frames):
+        number.layout, number.style = dict(width="200px"), dict(_STYLE)
+    button, toy = _button("Open", "Read the file"), _button("Use the toy clip", "A clip and a model that run anywhere")
+    upload = ipywidgets.FileUpload(accept="video/*,.gif", multiple=False, description="Upload")
+    upload.layout = dict(width="auto")
 
     def read(_=None):
         state.open(path.value, start.value, frames.value)
@@ -504,9 +543,9 @@ def _chooser(state: EditState) -> ipywidgets.VBox:
             path.value = str(keep_upload(name, content))
             read()
 
-    buttons[0].on_click(read)
-    buttons[1].observe(keep, "value")
-    buttons[2].on_click(lambda _: state.open_toy())
+    button.on_click(read)
+    upload.observe(keep, "value")
+    toy.on_click(lambda _: state.open_toy())
     about = Note()
 
     def describe(_=None):
@@ -514,42 +553,54 @@ def _chooser(state: EditState) -> ipywidgets.VBox:
 
     state.observe(describe, "source")
     describe()
-    chooser = ipywidgets.VBox([path, _row(start, frames), _row(*buttons)])
+    chooser = ipywidgets.VBox([path, _row(start, frames), _row(button, upload, toy)])
     return ipywidgets.VBox([chooser, about])
+
+
+def _button(text: str, tooltip: str, **traits: Any) -> ipywidgets.Button:
+    "A button as wide as its text."
+    return ipywidgets.Button(description=text, tooltip=tooltip, layout=dict(width="auto"), **traits)
 
 # %% ../../nbs/panels/03_edit.ipynb #853c3197
 class EditPanel(Panel):
-    "Edit a clip by a sentence: preview keyframes, render, compare with the source, take the code along."
+    "Edit a clip by a prompt: preview keyframes, render, compare with the source, and copy the code."
 
     def __init__(
         self,
-        source: "str | Path | Clip | np.ndarray | None" = None,  # None: choose in the panel
+        source: "str | Path | Clip | np.ndarray | None" = None,  # None: the panel has inputs to choose it
         **settings: Any,  # of `EditState`: prompt, source_prompt, model, method, num_inference_steps, ...
     ):
         state = EditState(source, **settings)
         self.strip = Strip(label="Previewed keyframes", height=128)
         self.player = Player(wipe=True, names=["source", "edited"])
         self.code, self.note, self.outlook = Code(), Note(), Note()
-        wide = dict(placeholder="a gold star on grass")
+        examples = dict(source_prompt="a blue star on grass", prompt="a gold star on grass")
+        labels = dict(source_prompt="Source prompt", prompt="Prompt")
+        prompts = [
+            _bound(state, name, _field(ipywidgets.Text, labels[name], _tell(name), placeholder=example))
+            for name, example in examples.items()
+        ]
         super().__init__(state, [
-            *([_chooser(state)] if source is None else [Note(repr(state.source.clip) if state.source else "")]),
-            _bound(state, "source_prompt", _field(ipywidgets.Text, "Source prompt", _tell("source_prompt"), placeholder="a blue star on grass")),
-            _bound(state, "prompt", _field(ipywidgets.Text, "Prompt", _tell("prompt"), **wide)),
+            _chooser(state) if source is None else Note(repr(state.source.clip) if state.source else ""),
+            *prompts,
             _settings(state),
             self.outlook,
             self._buttons(state),
             progress_bar(state.progress),
-            self.note, self.strip, self.player, self.code,
+            self.note,
+            self.strip,
+            self.player,
+            self.code,
         ], "edit")
-        shown = dict(previewed=self._preview, rendered=self._result, code=self._code, note=self._say, outlook=self._foretell)
-        for name, show in shown.items():
+        shown = dict(previewed=self._preview, rendered=self._result, code=self._code, note=self._say)
+        for name, show in (*shown.items(), ("outlook", self._foretell)):
             state.observe(show, name)
             show()
 
     def _buttons(self, state: EditState) -> ipywidgets.HBox:
-        preview = ipywidgets.Button(description="Preview keyframes", tooltip="Edit a few frames with these settings", layout=dict(width="auto"))
-        render = ipywidgets.Button(description="Render clip", button_style="primary", tooltip="Edit every frame", layout=dict(width="auto"))
-        cancel = ipywidgets.Button(description="Cancel", tooltip="Stop after this step; nothing is lost", layout=dict(width="auto"), disabled=True)
+        preview = _button("Preview keyframes", "Edit a few frames with these settings")
+        render = _button("Render clip", "Edit every frame", button_style="primary")
+        cancel = _button("Cancel", "Stop after this step; nothing is lost", disabled=True)
         preview.on_click(lambda _: state.preview())
         render.on_click(lambda _: state.render())
         cancel.on_click(lambda _: state.cancel())

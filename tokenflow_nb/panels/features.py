@@ -8,6 +8,7 @@ __all__ = ['trace_marks', 'trace_words', 'row_titles', 'FeatureState', 'FeatureP
 # %% ../../nbs/panels/01_features.ipynb #b301c446
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import ipywidgets
@@ -22,7 +23,8 @@ from ..edit import Edit
 from ..features import FeatureError, Layer, Projection, Recording, colours, pca, record
 from ..trajectory import Trajectory
 from ..model import Model, shared_model
-from .base import Busy, Cache, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words, its_turn, progress_bar
+from .base import Busy, Cache, Note, Panel, Player, Progress, Strip, Worker
+from .base import encode_film, in_words, its_turn, progress_bar
 from ..store import Store
 
 # %% ../../nbs/panels/01_features.ipynb #2e9aa2ab
@@ -35,7 +37,8 @@ def trace_marks(
     low, high = (others.min(), others.max()) if len(others) else (0.0, 1.0)
     for place, ((row, column), similarity, cycle) in enumerate(zip(found.tokens, found.similarity, found.cycle)):
         is_start = found.frames[place] == found.frame
-        colour = "#ffffff" if is_start else to_hex(colormaps["plasma"](float((similarity - low) / max(high - low, 1e-6))))
+        scaled = float((similarity - low) / max(high - low, 1e-6))
+        colour = "#ffffff" if is_start else to_hex(colormaps["plasma"](scaled))
         at = dict(frame=place, x=float((column + 0.5) / grid[1]), y=float((row + 0.5) / grid[0]), colour=colour)
         texts = ("start", "") if is_start else (f"↺ {cycle:.0f}", f"{similarity:.2f}")
         marks += [at | dict(row=0, text=texts[0]), at | dict(row=1, text=texts[1]), at | dict(row=2, text="")]
@@ -43,15 +46,17 @@ def trace_marks(
 
 
 def trace_words(found: Trace) -> str:
-    "What the marks say, in a sentence."
+    "The meaning of the marks, in words."
     others = [frame != found.frame for frame in found.frames]
     start = f"Token {found.token} (row, column) of frame {found.frame}"
     if not any(others):
         return f"{start}: there is no other frame to find it in."
-    similarity, cycle = found.similarity[others], found.cycle[others]
+    similarity, cycle, count = found.similarity[others], found.cycle[others], sum(others)
     return (
-        f"{start}: found in {sum(others)} other frames with similarity {similarity.min():.2f} (blue) to {similarity.max():.2f} (yellow); "
-        f"{int((cycle <= 1).sum())} of {sum(others)} matches lead back to it (cycle error ↺ at most 1 token; on average {cycle.mean():.1f})."
+        f"{start}: found in {count} other frames "
+        f"with similarity {similarity.min():.2f} (blue) to {similarity.max():.2f} (yellow); "
+        f"{int((cycle <= 1).sum())} of {count} matches lead back to it "
+        f"(cycle error ↺ at most 1 token; on average {cycle.mean():.1f})."
     )
 
 # %% ../../nbs/panels/01_features.ipynb #bc64f29f
@@ -63,7 +68,10 @@ def row_titles(
     found: Redundancy | None = None,  # None: still being computed
 ) -> list[str]:
     "Titles for the rows clip, components, redundancy."
-    shares = "" if projection is None else f": {', '.join(f'{share:.0%}' for share in projection.shares)} of the variance in red, green, blue"
+    shares = ""
+    if projection is not None:
+        parts = ", ".join(f"{share:.0%}" for share in projection.shares)
+        shares = f": {parts} of the variance in red, green, blue"
     if found is None:
         again = "Found again in other frames: comparing frames ..."
     elif not found.distances:
@@ -79,42 +87,44 @@ class _Stopped(Exception):
 
 
 def _favourite(layers: Sequence[Layer]) -> Layer:
-    "The layer to look at first: where shape and detail meet, two thirds up the way; the last recorded one if that is not there."
+    "The first layer to show: the input of the attention at two thirds of the way up, or else the last recorded layer."
     ups = [layer for layer in layers if layer.side == "input" and layer.module.startswith("up")]
     return ups[max(0, len(ups) * 2 // 3 - 1)] if ups else layers[-1]
 
 
 def _counted(projection: Projection) -> tuple[Projection, np.ndarray]:
-    "The projection, and beside it the array whose size a `Cache` counts."
+    "The projection, with the array whose size a `Cache` counts."
     return projection, projection.scores
 
 
 class FeatureState(traitlets.HasTraits):
-    "What a `FeaturePanel` shows. Setting a layer, timestep or frame that is not recorded raises `FeatureError` with those that are."
+    """What a `FeaturePanel` shows. Setting a layer, timestep or frame that is not recorded raises `FeatureError`,
+    which lists the recorded ones."""
 
-    layer = traitlets.Unicode(help="Name of the layer looked at.")
-    timestep = traitlets.Int(help="The timestep looked at.")
-    frame = traitlets.Int(help="The frame looked at, as a place among those recorded.")
-    point = traitlets.Dict(help="The point that was picked: frame (a place among those recorded), x and y in [0, 1]. Empty: none.")
-    recording = traitlets.Instance(Recording, allow_none=True, help="What was recorded.")
+    layer = traitlets.Unicode(help="Name of the shown layer.")
+    timestep = traitlets.Int(help="The shown timestep.")
+    frame = traitlets.Int(help="The current frame, by its place among the recorded frames.")
+    point = traitlets.Dict(help="The picked point: frame (place among the recorded), x and y in [0, 1]. Empty: none.")
+    recording = traitlets.Instance(Recording, allow_none=True, help="The recorded tokens.")
     films = traitlets.List(help="Rows of PNGs: clip, components, redundancy.")
-    titles = traitlets.List(help="What each row shows.")
+    titles = traitlets.List(help="A title for each row.")
     marks = traitlets.List(help="The matches of the point, as marks of a `Strip`.")
     words = traitlets.Unicode(help="The matches of the point, or the advice, in words.")
-    error = traitlets.Unicode(help="What went wrong, in words; empty when nothing did.")
+    error = traitlets.Unicode(help="The message of the last error; empty without one.")
 
     def __init__(
         self,
         source: Trajectory | Edit | Recording,
-        clip: Clip | None = None,  # what the source shows; None: the edit's, or decoded from the trajectory
-        model: Model | None = None,  # None: the edit's, or loaded by the trajectory's word
+        clip: Clip | None = None,  # of the source; None: the edit's clip, or decoded from the trajectory
+        model: Model | None = None,  # None: the edit's model, or loaded by the name in the trajectory
         layers: Sequence[str] | None = None,  # None: all
         timesteps: Sequence[int] | None = None,  # None: five, evenly spaced
         store: Store | None = None,  # None: the default cache
         worker: Worker | None = None,
     ):
         super().__init__()
-        self.source, self.clip, self.model = source, clip or getattr(source, "clip", None), model or getattr(source, "model", None)
+        self.source = source
+        self.clip, self.model = clip or getattr(source, "clip", None), model or getattr(source, "model", None)
         self.options = dict(layers=layers, timesteps=timesteps, store=store, progress=False)
         self.worker, self.progress, self.cache, self._lock = worker or Worker(), Progress(), Cache(), threading.RLock()
         self.worker.on_error = self._failed
@@ -129,15 +139,16 @@ class FeatureState(traitlets.HasTraits):
         return recording.layer(value).name if name == "layer" else recording.timestep(value)
 
     def record(self) -> None:
-        "Starts recording: of an edit at the step where it now is. What was recorded before comes from the store. Raises `Busy`."
+        """Starts recording; an edit is recorded at its current step. Recordings that exist come from the store.
+        Raises `Busy`."""
         self.worker.start("recording features", self._record)
 
     def advise(self) -> None:
-        "Starts reckoning the advice on keyframes, which then is in `words`. Raises `Busy`."
-        self.worker.start("reckoning the advice", self._advise)
+        "Starts computing the advice on keyframes, which `words` then holds. Raises `Busy`."
+        self.worker.start("computing the advice", self._advise)
 
     def pick(self, frame: int, x: float, y: float) -> None:
-        "Marks the matches of a point of a frame (a place among those recorded)."
+        "Marks the matches of a point of a frame. The frame is a place among the recorded frames."
         self.frame, self.point = frame, dict(frame=frame, x=x, y=y)
 
     def close(self) -> None:
@@ -151,7 +162,7 @@ class FeatureState(traitlets.HasTraits):
 
     def _failed(self, error: Exception) -> None:
         stopped = isinstance(error, _Stopped)
-        self.progress.finish("stopped: Record goes on from the beginning" if stopped else "failed")
+        self.progress.finish("stopped: Record starts from the beginning" if stopped else "failed")
         self.error = "" if stopped else in_words(error)
 
     def _record(self, stop: threading.Event) -> None:
@@ -162,14 +173,15 @@ class FeatureState(traitlets.HasTraits):
             self.model = self.model or shared_model(trajectory.entry.meta["model"])
             with its_turn(self.model.lock, stop, self.progress.finish):
                 self._tell(stop, 0, 1)
-            recording = record(self.model, self.source, callback=lambda done, total: self._tell(stop, done, total), **self.options)
+            recording = record(self.model, self.source, callback=partial(self._tell, stop), **self.options)
         recording.check(self.model, self.clip)
         if self.clip is None and recording is self.source:
             raise FeatureError("clip=None: a recording does not hold the clip; give the clip that was recorded")
         self.clip = self.clip or Clip(self.model.decode(trajectory.at(None)))
         self._open(recording)
         self._prepare(recording, stop)
-        self.progress.finish(f"recorded {len(recording.layers)} layers at {len(recording.timesteps)} timesteps of {len(recording)} frames")
+        layers, timesteps = len(recording.layers), len(recording.timesteps)
+        self.progress.finish(f"recorded {layers} layers at {timesteps} timesteps of {len(recording)} frames")
         self._compare(stop)
 
     def _tell(self, stop: threading.Event, done: int, total: int) -> None:
@@ -178,7 +190,7 @@ class FeatureState(traitlets.HasTraits):
         self.progress.update(done, total, f"recording {done} of {total} frames and timesteps")
 
     def _open(self, recording: Recording) -> None:
-        "Shows a recording, at the layer and timestep looked at before if they are there."
+        "Shows a recording, at the same layer and timestep as before if it has them."
         names, before = [layer.name for layer in recording.layers], (self.layer, self.timestep)
         self.cache.clear()
         with self.hold_trait_notifications():
@@ -188,19 +200,22 @@ class FeatureState(traitlets.HasTraits):
             self.frame = min(self.frame, len(recording) - 1)
 
     def _prepare(self, recording: Recording, stop: threading.Event) -> None:
-        "Fits what every other timestep is aligned with, so that the first turn of a slider need not."
+        "Fits the reference projection of each layer now, so that the sliders later react at once."
         for layer in recording.layers:
             if not stop.is_set():
                 self._middle(recording, layer.name)
 
     def _compare(self, stop: threading.Event) -> None:
-        "Computes the redundancy of what is looked at, and again if something else is looked at by then."
+        "Computes the redundancy of the shown layer and timestep. Does it again if the user chose others meanwhile."
         def poll():
             if stop.is_set():
                 raise _Stopped
 
         last = None
-        while not stop.is_set() and (key := (self.layer, self.timestep)) != last and ("redundancy", *key) not in self.cache:
+        while not stop.is_set():
+            key = (self.layer, self.timestep)
+            if key == last or ("redundancy", *key) in self.cache:
+                break
             found, last = redundancy(self.recording, *key, callback=poll), key
             self.cache.get(("redundancy", *key), lambda: [found, *encode_film(shade(found.maps))])
             self._show()
@@ -211,7 +226,7 @@ class FeatureState(traitlets.HasTraits):
         self.words = f"{advise(self.recording, self.timestep)}."
         self._compare(stop)
 
-    # ---- at once
+    # ---- on the calling thread
 
     @traitlets.observe("layer", "timestep", "recording")
     def _repaint(self, change) -> None:
@@ -222,23 +237,25 @@ class FeatureState(traitlets.HasTraits):
             self.worker.start("comparing frames", self._compare)
 
     def _show(self) -> None:
-        with self._lock:  # the worker shows too; whoever comes last shows what is looked at by then
+        with self._lock:  # the worker calls this too; the last call shows the present layer and timestep
             layer, key = self.recording.layer(self.layer), (self.layer, self.timestep)
             film = self.cache.get("clip", lambda: encode_film(self.clip.frames[self.recording.frames], height=96))
             projection, *components = self.cache.get(("pca", *key), self._components)
-            found, *again = self.cache.get(("redundancy", *key), list) if ("redundancy", *key) in self.cache else [None]
+            compared = ("redundancy", *key)
+            found, *again = self.cache.get(compared, list) if compared in self.cache else [None]
             again = again or encode_film(np.full((1, *layer.grid, 3), 128, np.uint8)) * len(film)
             self.titles = row_titles(self.recording.kind, layer, self.timestep, projection, found)
             self.films = [film, components, again]
             self._match(None)
 
     def _middle(self, recording: Recording, layer: str) -> Projection:
-        "The projection of the middle timestep, which decides order and signs."
+        "The projection of the middle timestep. It decides the order and the signs of the others."
         return self.cache.get(("middle", layer), lambda: _counted(pca(recording, layer)))[0]
 
     def _components(self) -> list:
-        "The projection of what is looked at, and its film."
-        projection = pca(self.recording, self.layer, self.timestep, reference=self._middle(self.recording, self.layer))
+        "The projection of the shown layer and timestep, and its film."
+        reference = self._middle(self.recording, self.layer)
+        projection = pca(self.recording, self.layer, self.timestep, reference=reference)
         return [projection, *encode_film(colours(projection.scores))]
 
     @traitlets.observe("point")
@@ -256,13 +273,14 @@ _WIDE = dict(width="auto", min_width="280px", flex="1 1 320px", max_width="100%"
 
 
 class FeaturePanel(Panel):
-    "The features of a clip, or of an edit at its current step: sliders for layer and timestep, a player, and a film strip to click."
+    """The features of a clip, or of an edit at its current step.
+    It has sliders for layer and timestep, a player, and a film strip to click."""
 
     def __init__(
         self,
         source: Trajectory | Edit | Recording,
-        clip: Clip | None = None,  # what the source shows; None: the edit's, or decoded from the trajectory
-        model: Model | None = None,  # None: the edit's, or loaded by the trajectory's word
+        clip: Clip | None = None,  # of the source; None: the edit's clip, or decoded from the trajectory
+        model: Model | None = None,  # None: the edit's model, or loaded by the name in the trajectory
         layers: Sequence[str] | None = None,  # names as in `list_layers`; None: all
         timesteps: Sequence[int] | None = None,  # None: five, evenly spaced
         store: Store | None = None,  # None: the default cache
@@ -271,12 +289,17 @@ class FeaturePanel(Panel):
         state = FeatureState(source, clip, model, layers, timesteps, store, worker)
         self.layer = ipywidgets.SelectionSlider(options=["–"], description="Layer", layout=_WIDE, disabled=True)
         self.timestep = ipywidgets.SelectionSlider(options=["–"], description="Timestep", layout=_WIDE, disabled=True)
-        self.again = ipywidgets.Button(description="Record", tooltip="Record again: an edit at the step where it now is")
-        self.cancel = ipywidgets.Button(description="Cancel", tooltip="Stop what is being done", disabled=True)
-        self.advice = ipywidgets.Button(description="Advise", tooltip="How far apart keyframes may be, and which layers match best")
-        self.player, self.strip, self.words, self._following = Player(height=128), Strip(label="Clip, components, redundancy"), Note(), False
-        sliders, buttons = (ipywidgets.HBox(row, layout=_WRAP) for row in ([self.layer, self.timestep], [self.again, self.cancel, self.advice]))
-        super().__init__(state, [buttons, progress_bar(state.progress), sliders, self.player, self.strip, self.words], "features")
+        again = "Record again; an edit at its current step"
+        advice = "The largest keyframe interval, and the layers that match best"
+        self.again = ipywidgets.Button(description="Record", tooltip=again)
+        self.cancel = ipywidgets.Button(description="Cancel", tooltip="Stop the present work", disabled=True)
+        self.advice = ipywidgets.Button(description="Advise", tooltip=advice)
+        self.player, self.strip = Player(height=128), Strip(label="Clip, components, redundancy")
+        self.words, self._following = Note(), False
+        sliders = ipywidgets.HBox([self.layer, self.timestep], layout=_WRAP)
+        buttons = ipywidgets.HBox([self.again, self.cancel, self.advice], layout=_WRAP)
+        bar = progress_bar(state.progress)
+        super().__init__(state, [buttons, bar, sliders, self.player, self.strip, self.words], "features")
         self._connect()
         self._try(state.record)
 
@@ -295,7 +318,7 @@ class FeaturePanel(Panel):
         state.worker.observe(lambda change: self._busy(change.new), "busy")
 
     def _try(self, action) -> None:
-        "Does something, and says in the panel why it could not be done."
+        "Calls `action`, and shows its error in the panel."
         self.state.error = ""
         try:
             action()
@@ -314,7 +337,7 @@ class FeaturePanel(Panel):
         self.cancel.disabled, self.again.disabled = not busy, busy
 
     def _follow(self) -> None:
-        "Shows what the state says; what is set here is no choice of the user."
+        "Shows the state. The values set here are not choices of the user."
         state, recording = self.state, self.state.recording
         if recording is None or not state.films:
             return
@@ -322,7 +345,8 @@ class FeaturePanel(Panel):
         try:
             _fill(self.layer, [layer.name for layer in recording.layers], state.layer)
             _fill(self.timestep, recording.timesteps, state.timestep)
-            self.strip.cells, self.strip.titles, self.strip.rows = recording.layer(state.layer).grid[1], state.titles, state.films
+            self.strip.cells = recording.layer(state.layer).grid[1]
+            self.strip.titles, self.strip.rows = state.titles, state.films
             self.player.names, self.player.films = ["clip", "components", "found again"], state.films
             self.strip.current = self.player.frame = state.frame
             self.strip.numbers = recording.frames
