@@ -264,7 +264,7 @@ def record(
     progress: bool = True,
     callback: Callable[[int, int], None] | None = None,  # gets frames done and in all; its error ends the recording
 ) -> Recording:
-    """A `Recording`, from the store if the same was recorded before. Raises `FeatureError`, before any work, for an
+    """A `Recording`, from the store if the same was recorded before. Raises `FeatureError` before any work: for an
     unknown layer, timestep or frame, for another model than the trajectory's, and for an edit that is done."""
     under_way = not isinstance(source, Trajectory)
     trajectory = source.trajectory if under_way else source
@@ -277,14 +277,9 @@ def record(
     timesteps = _chosen("timesteps", timesteps, steps, _spread(steps, 5))
     frames = _chosen("frames", frames, range(len(trajectory)), range(len(trajectory)))
     meta = dict(
-        of="edit" if under_way else "source",
-        prompt=source.config.prompt if under_way else source.prompt,
-        layers=[[layer.module, layer.side, list(layer.grid)] for layer in layers],
-        timesteps=timesteps,
-        frames=frames,
-        model_digest=model.digest,
-        clip_digest=trajectory.entry.meta.get("clip_digest"),
-        model=model.name,
+        of="edit" if under_way else "source", prompt=source.config.prompt if under_way else source.prompt,
+        layers=[[layer.module, layer.side, list(layer.grid)] for layer in layers], timesteps=timesteps, frames=frames,
+        model_digest=model.digest, clip_digest=trajectory.entry.meta.get("clip_digest"), model=model.name,
     )
     return _recorded(model, source, meta, layers, store or Store(), progress, callback)
 

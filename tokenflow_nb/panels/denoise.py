@@ -53,7 +53,7 @@ class Branch:
     number: int = 0  # unique in one panel
     about: str = ""  # its origin in words, for a label
 
-    name = property(lambda self: string.ascii_uppercase[self.number % 26], doc="A letter.")
+    name = property(lambda self: string.ascii_uppercase[self.number % 26], doc="The letter of the branch.")
 
     @property
     def first(self) -> int:
