@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def parse_size(
     text: str,  # "128", or "128x192" (height x width)
 ) -> tuple[int, int]:  # height, width in pixels
-    "The frame size that `text` asks for. Raises `argparse.ArgumentTypeError` when it is none."
+    "The frame size that `text` gives. Raises `argparse.ArgumentTypeError` for any other text."
     found = re.fullmatch(r"\s*(\d+)\s*(?:[x×]\s*(\d+))?\s*", text.lower())
     size = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if min(size) < 1:
@@ -45,7 +45,7 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "k
 def parse_bytes(
     text: str,  # "5GB", "1.5 GiB", "800mb", "1024"
 ) -> int:  # bytes
-    "The amount of disk that `text` names. Raises `argparse.ArgumentTypeError` when it names none."
+    "The number of bytes that `text` gives. Raises `argparse.ArgumentTypeError` for any other text."
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if not found or found[2] not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is not an amount: write a number and a unit, such as 5GB or 800MB")
@@ -53,38 +53,40 @@ def parse_bytes(
 
 # %% ../nbs/13_cli.ipynb #dfddacba
 def _source(path: str) -> str:
-    "What `read_clip` reads. Raises `FileNotFoundError` for a plain name that is not there; a folder, a pattern or an address it judges by itself."
+    """The path itself, for `read_clip`. Raises `FileNotFoundError` if it is a plain name of a file that does not exist.
+    `read_clip` itself checks patterns and addresses."""
     if not (os.path.exists(os.path.expanduser(path)) or re.search(r"[*?\[\"']|://", path)):
         raise FileNotFoundError(f"no such file: {shown(path)}; give the path of a video, seen from {Path.cwd()}")
     return path
 
 
 def _default_out(source: str) -> str:
-    "The folder for the edit of a source, in the folder that one is in."
+    "The name of the folder for the edit of a source. It is relative to the working folder."
     name = re.sub(r"[^-+. \w]+", "", Path(source).stem).strip()
     return f"{name.encode()[:200].decode(errors='ignore') or 'clip'}-edited"
 
 # %% ../nbs/13_cli.ipynb #6302c890
 _ROOT_EPILOG = """examples:
-  tokenflow_nb demo                                   the whole thing on a small built-in clip; no GPU, no download
+  tokenflow_nb demo                                   a complete edit of a small built-in clip; no GPU, no download
   tokenflow_nb edit wolf.mp4 "a gold wolf"            needs a GPU and downloads Stable Diffusion once
-  tokenflow_nb edit wolf.mp4 "a gold wolf" --model toy --size 128 --steps 10    a try of your file on a CPU
-  tokenflow_nb evaluate --suite toy                   methods compared, figures and clips on one page
-  tokenflow_nb bench                                  how fast this machine is, and at which quality
+  tokenflow_nb edit wolf.mp4 "a gold wolf" --model toy --size 128 --steps 10    a quick try of your file on a CPU
+  tokenflow_nb evaluate --suite toy                   compares methods: one page with figures and clips
+  tokenflow_nb bench                                  measures the speed of this machine, and the quality of the edits
   tokenflow_nb COMMAND --help                         all options of one command
 
-exit codes: 0 done, 1 failed on the way, 2 an argument or file cannot be used (one line on stderr says why), 130 stopped by Ctrl-C"""
+exit codes: 0 done, 1 failed while running, 2 an argument or file cannot be used, 130 stopped by Ctrl-C
+After 1 or 2, one line on stderr gives the reason."""
 
 
 def _command(
     commands: argparse._SubParsersAction,  # where the sub-command goes
     name: str,
     run: Callable[[argparse.Namespace], None],  # what it does
-    summary: str,  # one line, shown in the list and on top of its own help
+    summary: str,  # one line, shown in the list of commands and at the top of the command's help
     epilog: str = "",  # examples
-    kept: str = "",  # what Ctrl-C leaves for the next time
+    kept: str = "",  # printed after Ctrl-C: what is kept for the next run
 ) -> argparse.ArgumentParser:
-    "A new sub-command with the options that all have."
+    "A new sub-command with the options that all sub-commands share."
     parser = commands.add_parser(
         name,
         help=summary,
@@ -100,7 +102,7 @@ def _command(
 def _option(
     group: argparse._ActionsContainer,  # where it is listed
     flag: str,
-    text: str,  # what it means, and its default when that is not one value
+    text: str,  # what it means; also its default, if that depends on something else
     **settings: object,  # as in `add_argument`
 ) -> None:
     "An option whose help ends with its default."
@@ -109,38 +111,46 @@ def _option(
 
 # %% ../nbs/13_cli.ipynb #c556d274
 class _Setting(argparse.Action):
-    "Puts the value of an option into the dictionary of settings that were given."
+    "Stores the value of a given option in the dictionary `args.settings`."
 
     def __call__(self, parser, args, values, option_string=None):
         args.settings = {**args.settings, self.dest: self.const if self.nargs == 0 else values}
 
 
-def _setting(group: argparse._ActionsContainer, name: str, kind: Callable | None, text: str, flag: str = "", **how: object) -> None:
+def _setting(
+    group: argparse._ActionsContainer,  # where it is listed
+    name: str,  # of the setting
+    kind: Callable | None,  # reads the value; None: a switch
+    text: str,  # what it means, and its default
+    flag: str = "",  # empty: made from the name
+    **how: object,  # as in `add_argument`
+) -> None:
     "An option for one setting."
+    flag = flag or f"--{_FLAGS.get(name, name).replace('_', '-')}"
     if how.pop("action", None):
         how["nargs"] = 0
     elif kind:
-        how |= dict(type=kind, metavar=how.get("metavar") or (None if "choices" in how else "N" if kind in (int, float) else "TEXT"))
-    group.add_argument(flag or f"--{_FLAGS.get(name, name).replace('_', '-')}", dest=name, action=_Setting, help=text.replace("%", "%%"), **how)
+        standard = None if "choices" in how else "N" if kind in (int, float) else "TEXT"
+        how |= dict(type=kind, metavar=how.get("metavar") or standard)
+    group.add_argument(flag, dest=name, action=_Setting, help=text.replace("%", "%%"), **how)
 
 
 _FLAGS = dict(num_inference_steps="steps")  # shorter on the command line
 
 
-def _add_source(
-    parser: argparse.ArgumentParser,
-) -> None:
+def _add_source(parser: argparse.ArgumentParser) -> None:
     "The clip, and which of its frames."
-    parser.add_argument("source", metavar="CLIP", help="a video file, or a folder or pattern ('shots/*.png') of pictures")
+    source = "a video file, or a folder or pattern ('shots/*.png') of pictures"
+    parser.add_argument("source", metavar="CLIP", help=source)
     frames = parser.add_argument_group("which frames")
-    size = "128 or 128x192, height x width in pixels (default: the shorter side as the model was trained)"
+    size = "128 or 128x192, height x width in pixels (default: the shorter side as in the model's training)"
     _setting(frames, "size", parse_size, size, metavar="SIZE")
     seconds, number = dict(kind=float, metavar="S"), dict(kind=int, metavar="N")
     _setting(frames, "start", text="first second to use (default: 0.0)", **seconds)
     _setting(frames, "stop", text="second to stop at (default: the end)", **seconds)
     _setting(frames, "fps", text="frames a second to use (default: the clip's)", kind=float, metavar="F")
-    _setting(frames, "max_frames", text="use at most so many frames (default: all)", **number)
-    colour = "a colour to lay a transparent clip on, white or #204080 (default: refuse it)"
+    _setting(frames, "max_frames", text="the largest number of frames to use (default: all)", **number)
+    colour = "the colour behind a transparent clip, such as white or #204080 (default: refuse such a clip)"
     _setting(frames, "background", str, colour, metavar="COLOUR")
 
 
@@ -156,7 +166,7 @@ def _add_model(group: argparse._ActionsContainer) -> None:
 
 # %% ../nbs/13_cli.ipynb #30e947aa
 def demo_scene() -> "Scene":
-    "The scene of the demo: a blue star on grass, drifting and turning under a camera that pans."
+    "The scene of the demo: a blue star moves and turns on grass, and the camera pans."
     from tokenflow_nb.toy.world import Scene
 
     return Scene(
@@ -179,7 +189,8 @@ def demo_metrics(
     scene: "Scene",  # what was rendered
     ideal: "Scene",  # the same scene with the words of the prompt
 ) -> dict[str, float]:
-    "PSNR in dB to the ideal edit over the object, and to the source elsewhere; warp error ×10⁻³ along the exact flow. `source_*`: of doing nothing."
+    """PSNR in dB: on the object to the ideal edit, on the background to the source.
+    Warp error along the exact flow, in units of 10⁻³. `source_*`: the same figures of the unedited source."""
     from tokenflow_nb.metrics import masked_psnr, warp_error
 
     source, edited = result.source.frames, result.edited.frames
@@ -231,11 +242,13 @@ def _run_demo(args: argparse.Namespace) -> None:
     result = demo(args.out, args.num_inference_steps, progress=not args.quiet)
     _print_files(Path(args.out), ("edited.mp4", "before_after.mp4", "sheet.png", "run.json"))
     found, seconds = result.metrics, result.timings
-    print(f"object       {found['source_object_psnr']:.1f} -> {found['object_psnr']:.1f} dB to the ideal edit, source -> edited; higher is better")
-    print(f"background   {found['background_psnr']:.1f} dB to the source; higher is better kept")
+    total, main_stages = sum(seconds.values()), sum(seconds[stage] for stage in ("invert", "record", "edit"))
+    object_psnr = f"{found['source_object_psnr']:.1f} -> {found['object_psnr']:.1f} dB"
+    print(f"object       {object_psnr} to the ideal edit, source -> edited; higher is better")
+    print(f"background   {found['background_psnr']:.1f} dB to the source; higher is better")
     print(
-        f"consistency  {found['warp_error']:.2f} warp error x 1000, the source's own {found['source_warp_error']:.2f}; lower is steadier"
-        f"   ({sum(seconds.values()):.0f} s in all, {sum(seconds[stage] for stage in ('invert', 'record', 'edit')):.0f} of inversion, record and edit)"
+        f"consistency  {found['warp_error']:.2f} warp error x 1000, the source has {found['source_warp_error']:.2f};"
+        f" lower is better   ({total:.0f} s in all, {main_stages:.0f} s for inversion, source cache and edit)"
     )
 
 
@@ -270,7 +283,8 @@ def _run_edit(args: argparse.Namespace) -> None:
     from tokenflow_nb.edit import edit_video
 
     config = EditConfig.published(args.prompt) if args.published else None
-    result = edit_video(source, args.prompt, config, model=args.model, device=args.device, progress=not args.quiet, **args.settings)
+    how = dict(model=args.model, device=args.device, progress=not args.quiet)
+    result = edit_video(source, args.prompt, config, **how, **args.settings)
     result.save(out)
     for path in film_and_record(out):
         print(f"wrote {path}")
@@ -288,46 +302,53 @@ def _add_edit(commands: argparse._SubParsersAction) -> None:
     "The options of `tokenflow_nb edit`."
     parser = _command(commands, "edit", _run_edit, "edit a clip by a prompt", _EDIT_EPILOG, _GOES_ON)
     _add_source(parser)
-    parser.add_argument("prompt", metavar="PROMPT", help='what the clip shall show, such as "a gold wolf"')
-    _option(parser, "--out", "a file ending in .mp4 or .gif, or a folder for edited.mp4 and run.json (default: a folder, the clip's name and -edited)", metavar="OUT")
+    parser.add_argument("prompt", metavar="PROMPT", help='what the edited clip shows, such as "a gold wolf"')
+    out = (
+        "a file ending in .mp4 or .gif, or a folder for edited.mp4 and run.json"
+        " (default: a folder with the clip's name and -edited)"
+    )
+    _option(parser, "--out", out, metavar="OUT")
     _option(parser, "--quiet", "no progress bars", action="store_true")
     parser.add_settings = _add_settings
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    "An option for every setting of an edit, of its editors, and of how it is run; help and default are those of the dataclasses."
+    "An option for each setting of an edit, its editors and its execution. Help and default come from the dataclasses."
     from tokenflow_nb.config import EditConfig, Execution
     from tokenflow_nb.editors import editors
 
     group = parser.add_argument_group("edit")
     _add_model(group)
-    _option(group, "--device", "cuda, cuda:1, mps or cpu (default: the best there is)", metavar="NAME")
+    _option(group, "--device", "cuda, cuda:1, mps or cpu (default: the fastest that is there)", metavar="NAME")
     methods = "; ".join(f"{name} {kind.summary}" for name, kind in editors().items())
     _setting(group, "method", str, f"{methods} (default: {EditConfig('?').method})", choices=tuple(editors()))
     _setting_options(group, EditConfig, leave_out=("prompt", "editor"))
-    _option(group, "--published", "begin with the settings of the authors' program", action="store_true")
+    _option(group, "--published", "start from the settings of the authors' program", action="store_true")
     taken = {"method"}
     for name, kind in editors().items():
         taken |= _setting_options(parser.add_argument_group(f"of the method {name}"), kind, leave_out=taken)
     run = parser.add_argument_group("how it is run")
     _setting_options(run, Execution, leave_out=("store", "resume", "keep"))
-    _setting(run, "resume", None, "begin anew, not where the same edit was interrupted", "--anew", action="store_const", const=False)
+    anew = "start from the beginning, even if the same edit was interrupted before"
+    _setting(run, "resume", None, anew, "--anew", action="store_const", const=False)
 
 
 def _setting_options(group: argparse._ActionsContainer, kind: type, leave_out: Collection[str] = ()) -> set[str]:
-    "An option for each field of a dataclass whose value is a number, text, or a switch. Returns their names."
+    "An option for each field of a dataclass whose value is a number, text or a switch. Returns their names."
     from tokenflow_nb.settings import short_name
 
     added = set()
     for each in fields(kind):
-        name, default, plain = short_name(each), each.default, next((one for one in (bool, int, float, str) if one in _kinds(each)), None)
+        name, default = short_name(each), each.default
+        plain = next((one for one in (bool, int, float, str) if one in _kinds(each)), None)
         if name in leave_out or plain is None:
             continue
         text = each.metadata["help"] + ("" if default in (None, "") else f" (default: {default})")
         if plain is bool:
             _setting(group, name, None, text, action="store_const", const=not default)
         else:
-            _setting(group, name, plain, text, **(dict(choices=each.metadata["choices"]) if each.metadata["choices"] else {}))
+            choices = each.metadata["choices"]
+            _setting(group, name, plain, text, **(dict(choices=choices) if choices else {}))
         added.add(name)
     return added
 
@@ -359,9 +380,9 @@ def _add_invert(commands: argparse._SubParsersAction) -> None:
         commands,
         "invert",
         _run_invert,
-        "invert a clip, and say whether the inversion is good enough to edit",
+        "invert a clip, and check whether the inversion is good enough for an edit",
         'examples:\n  tokenflow_nb invert wolf.mp4 "a wolf"\n  tokenflow_nb invert wolf.mp4 --model toy --size 128',
-        "The frames that are inverted are kept: the same command goes on from there.",
+        "The inverted frames are kept: the same command continues from there.",
     )
     _add_source(parser)
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", default="", help="what the clip shows (default: none)")
@@ -375,10 +396,11 @@ def _run_models(args: argparse.Namespace) -> None:
     from tokenflow_nb.model import MODELS
 
     for alias, info in MODELS.items():
-        places = [place for place in info.ids if not Path(place).is_absolute()]  # the toy lies inside the package
+        # the toy model is a folder inside the package
+        places = [place for place in info.ids if not Path(place).is_absolute()]
         print(f"{alias:<8}{info.description}")
         print(f"{'':<8}{f'{info.size_gb} GB from ' + ', else '.join(places) if places else 'ships with the package'}")
-    print("Or a folder in diffusers' layout, or another hub id, of a Stable Diffusion 1.x or 2.x model.")
+    print("A folder in diffusers' layout or a hub id works too, for any Stable Diffusion 1.x or 2.x model.")
 
 
 def _add_models(commands: argparse._SubParsersAction) -> None:
@@ -408,24 +430,27 @@ def _add_cache(commands: argparse._SubParsersAction) -> None:
         commands,
         "cache",
         _run_cache,
-        "list what is kept of earlier runs, or free its disk space",
-        "examples:\n  tokenflow_nb cache list\n  tokenflow_nb cache prune --max-size 5GB\n  tokenflow_nb cache clear\n\n"
-        "The environment variable TOKENFLOW_HOME says where the cache lies.",
+        "list what earlier runs stored, or delete it to free disk space",
+        "examples:\n"
+        "  tokenflow_nb cache list\n"
+        "  tokenflow_nb cache prune --max-size 5GB\n"
+        "  tokenflow_nb cache clear\n\n"
+        "The environment variable TOKENFLOW_HOME gives the folder of the cache.",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="list | prune | clear")
     actions.add_parser("list", help="every entry with its size")
-    prune = actions.add_parser("prune", help="remove entries, the least recently used first, until the rest fits")
+    prune = actions.add_parser("prune", help="remove the least recently used entries until the rest fits")
     prune.add_argument("--max-size", type=parse_bytes, required=True, metavar="SIZE", help="such as 5GB or 800MB")
     actions.add_parser("clear", help="remove everything")
 
 # %% ../nbs/13_cli.ipynb #cd9e854b
 def _names(text: str) -> list[str]:
-    "Names with commas between them."
+    "The names in a text that separates them by commas."
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _external(text: str) -> tuple[str, str]:
-    "The name and the folder of finished clips. Raises `argparse.ArgumentTypeError` when it is not both."
+    "The name and the folder of finished clips. Raises `argparse.ArgumentTypeError` if one of them is missing."
     name, found, folder = text.partition("=")
     if not found or not name.strip() or not folder.strip():
         raise argparse.ArgumentTypeError(f"{text!r}: write NAME=FOLDER, such as gen1=clips/gen1")
@@ -439,28 +464,30 @@ _SUITES = {
 
 
 def _cases(args: argparse.Namespace) -> Sequence:
-    "The clips of a suite. Raises `ValueError` for a DAVIS folder that is not named or not one."
+    "The clips of a suite. Raises `ValueError` if the DAVIS folder is missing or is not a folder of DAVIS."
     from tokenflow_nb.data import davis, toy_benchmark
 
     frames = _SUITES[args.suite]["frames"] if args.frames is None else args.frames
     if args.suite == "toy":
         return toy_benchmark(args.scenes, args.prompts, frames=frames)
     if not args.davis_folder:
-        raise ValueError("--suite davis needs --davis-folder DIR, the folder of DAVIS 2017 (https://davischallenge.org)")
+        where = "the folder of DAVIS 2017 (https://davischallenge.org)"
+        raise ValueError(f"--suite davis needs --davis-folder DIR, {where}")
     return davis(args.davis_folder, args.split, args.resolution or (384, 672), frames)
 
 
 def _processes(args: argparse.Namespace) -> int:
-    "How many processes make the best use of this machine, unless that was said."
+    "The number of processes: the given one, or the best for this machine."
     if args.processes is not None:
         return args.processes
     import torch
 
-    return 1 if torch.cuda.is_available() or torch.backends.mps.is_available() else min(2, os.cpu_count() or 1)
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return 1 if has_gpu else min(2, os.cpu_count() or 1)
 
 
 def _chosen(args: argparse.Namespace) -> dict:
-    "The methods asked for by name, those of other programs too. Raises `ValueError` for an unknown name."
+    "The chosen methods by name, with the clips of other programs. Raises `ValueError` for an unknown name."
     from tokenflow_nb.baselines import METHODS, external, make_methods
 
     methods = make_methods(list(METHODS) if args.methods is None else args.methods)
@@ -484,7 +511,7 @@ def _run_evaluate(args: argparse.Namespace) -> None:
     methods, defaults = _chosen(args), _SUITES[args.suite]
     names = ("model", "num_inference_steps", "keyframe_interval")
     settings = {name: defaults[name] for name in names} | _given(args, (*names, "guidance_scale"))
-    args.kept = f"What is finished is kept in {folder}: the same command goes on from there."
+    args.kept = f"Finished clips are kept in {folder}: the same command continues from there."
     how = dict(metrics=args.metrics, judge=args.judge, processes=_processes(args), progress=not args.quiet)
     report = run_suite(_cases(args), methods, folder, **how, **settings)
     _print_files(folder, [path.name for path in write_report(report, folder)])
@@ -492,7 +519,7 @@ def _run_evaluate(args: argparse.Namespace) -> None:
 
 
 def _print_summary(report: "Report", leading: Sequence[str]) -> None:
-    "A line for each method with the leading metrics, and how many warnings and errors are on the page."
+    "Prints a line for each method with the leading metrics, and the number of warnings and errors on the page."
     print(report.markdown([name for name in leading if name in report.metrics] or report.metrics[:1]))
     for kind, found in (("warning", report.warnings), ("error", report.errors)):
         if found:
@@ -514,55 +541,70 @@ def _list_evaluate() -> None:
 # %% ../nbs/13_cli.ipynb #f96b5829
 _EVALUATE_EPILOG = """examples:
   tokenflow_nb evaluate --list
-  tokenflow_nb evaluate --suite toy --methods vae,per_frame,tokenflow --scenes 2 --prompts 1     a first look
-  tokenflow_nb evaluate --suite toy --out report                                                 everything
+  tokenflow_nb evaluate --suite toy --methods vae,per_frame,tokenflow --scenes 2 --prompts 1     a quick first run
+  tokenflow_nb evaluate --suite toy --out report                                                 the full comparison
   tokenflow_nb evaluate --suite davis --davis-folder DAVIS --resolution 512x512 --methods vae,per_frame,tokenflow
-  tokenflow_nb evaluate --suite toy --external gen1=clips/gen1                                   clips of another program
+  tokenflow_nb evaluate --suite toy --external gen1=clips/gen1                                   adds finished clips
 
-The methods vae and plug_and_play (or per_frame, without it) are the anchors: with both, the table says how much of the
-consistency a method recovers. After a stop or a failure the same command continues. Other settings need another --out."""
+The methods vae and plug_and_play (or per_frame instead of it) are the reference points. If both are among the methods,
+the table shows how much of the consistency each method recovers. After a stop or a failure, the same command continues.
+Use another --out for other settings."""
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     "The options of `tokenflow_nb evaluate`."
-    summary = "compare methods over many clips: a page of figures and films, a table, the settings"
+    summary = "compare methods on many clips: writes a page with figures and films, a table, and the settings"
     parser = _command(commands, "evaluate", _run_evaluate, summary, _EVALUATE_EPILOG)
-    suites = "toy: a small world whose ideal edits are known, no download; davis: real clips"
+    suites = "toy: rendered clips with known ideal edits, no download; davis: real clips"
     _option(parser, "--suite", suites, choices=tuple(_SUITES))
-    _option(parser, "--methods", "names with commas between them (default: all of --list)", type=_names, metavar="A,B")
-    _option(parser, "--metrics", "names with commas between them (default: all that a clip allows)", type=_names, metavar="A,B")
+    names = dict(type=_names, metavar="A,B")
+    _option(parser, "--methods", "names separated by commas (default: all of --list)", **names)
+    _option(parser, "--metrics", "names separated by commas (default: all that can be computed for a clip)", **names)
     external = dict(type=_external, action="append", metavar="NAME=FOLDER")
     _option(parser, "--external", "finished clips of another program; may be given more than once", **external)
-    _option(parser, "--out", "folder for report.html, report.csv, cards.json and the clips", default="report", metavar="DIR")
-    _option(parser, "--list", "list methods and metrics, and do nothing", action="store_true")
+    out = "folder for report.html, report.csv, cards.json and the clips"
+    _option(parser, "--out", out, default="report", metavar="DIR")
+    _option(parser, "--list", "only list methods and metrics", action="store_true")
     _option(parser, "--quiet", "no progress bars", action="store_true")
+    _add_clips(parser)
+    _add_how(parser)
+
+
+def _add_clips(parser: argparse.ArgumentParser) -> None:
+    "Which clips `tokenflow_nb evaluate` uses."
     which = parser.add_argument_group("which clips")
     _option(which, "--frames", "frames of a clip (default: 12 of toy, at most 200 of davis)", type=int, metavar="N")
     _option(which, "--scenes", "toy: number of scenes", type=int, default=12, metavar="N")
-    _option(which, "--prompts", "toy: number of edits of each scene", type=int, default=2, metavar="N")
+    _option(which, "--prompts", "toy: number of edits for each scene", type=int, default=2, metavar="N")
     _option(which, "--davis-folder", "davis: the folder of DAVIS 2017, with JPEGImages in it", metavar="DIR")
     _option(which, "--split", "davis: val or train", default="val", metavar="NAME")
     resolution = "davis: height x width of the frames (default: 384x672)"
     _option(which, "--resolution", resolution, type=parse_size, metavar="SIZE")
+
+
+def _add_how(parser: argparse.ArgumentParser) -> None:
+    "How `tokenflow_nb evaluate` edits the clips and judges the results."
     how = parser.add_argument_group("how they are edited and judged")
     model = "a name that `tokenflow_nb models` lists, a folder, or a hub id (default: toy for toy, sd1.5 for davis)"
     _option(how, "--model", model, metavar="NAME")
     steps = dict(dest="num_inference_steps", type=int, metavar="N")
     _option(how, "--steps", "denoising steps (default: 15 for toy, 25 for davis)", **steps)
-    guidance = "how strictly the prompt is followed (default: the model's own)"
+    guidance = "how strongly the prompt acts (default: the default of the model)"
     _option(how, "--guidance-scale", guidance, type=float, metavar="G")
     _option(how, "--keyframe-interval", "frames from one keyframe to the next (default: 8)", type=int, metavar="N")
     judge = "toy, or a CLIP checkpoint: folder or hub id (default: toy for toy, ViT-L/14 for davis)"
     _option(how, "--judge", judge, metavar="NAME")
-    _option(how, "--processes", "clips in work at once (default: 1 with a GPU, 2 without)", type=int, metavar="N")
+    processes = "number of clips edited at the same time (default: 1 with a GPU, 2 without)"
+    _option(how, "--processes", processes, type=int, metavar="N")
 
 # %% ../nbs/13_cli.ipynb #b3a1c0df
 def _numbers(text: str) -> list[int]:
-    "Whole numbers with commas between them; none for an empty text. Raises `argparse.ArgumentTypeError` for anything else."
+    "Whole numbers separated by commas, none for an empty text. Raises `argparse.ArgumentTypeError` for other text."
     try:
         return [int(number) for number in _names(text)]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write whole numbers with commas between them, such as 24,48,96") from None
+        problem = f"{text!r}: write whole numbers separated by commas, such as 24,48,96"
+        raise argparse.ArgumentTypeError(problem) from None
 
 
 def _run_bench(args: argparse.Namespace) -> None:
@@ -579,34 +621,44 @@ def _run_bench(args: argparse.Namespace) -> None:
 _BENCH_EPILOG = """examples:
   tokenflow_nb bench --presets default,draft --lengths 24,48      minutes on a CPU
   tokenflow_nb bench --size sd --out bench-of-this-gpu            needs a GPU, downloads nothing
-  tokenflow_nb bench --scenes 4 --lengths ""                      the table alone, quality over four scenes
-  tokenflow_nb bench --presets "" --growth-steps 25               the growth alone, in as many steps as an edit takes
+  tokenflow_nb bench --scenes 4 --lengths ""                      only the table; quality is the mean of four scenes
+  tokenflow_nb bench --presets "" --growth-steps 25               only the growth, with as many steps as an edit
 
-Prints the table and writes bench.md, bench.csv, bench.json and growth.png. The preset published is the authors' program as it was
-published, with 1,169 evaluations a frame where the default has 96: it takes longer than all the others together."""
+Prints the table and writes bench.md, bench.csv, bench.json and growth.png.
+The preset «published» has the settings of the authors' program: 1,169 evaluations a frame; the default has 96.
+It takes longer than all other presets together."""
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
     "The options of `tokenflow_nb bench`."
-    parser = _command(
-        commands, "bench", _run_bench, "measure this machine: time by stage, memory and quality of each preset, growth with the length", _BENCH_EPILOG,
-        "Nothing is kept of a measurement that was stopped.",
+    summary = "measure this machine: time by stage, memory and quality of each preset, growth with the length"
+    kept = "Nothing is kept of an interrupted measurement."
+    parser = _command(commands, "bench", _run_bench, summary, _BENCH_EPILOG, kept)
+    size = "toy, or sd: Stable Diffusion 2.1 with random weights, which needs no download"
+    _option(parser, "--size", size, choices=("toy", "sd"), default="toy")
+    presets = "names separated by commas (default: default,draft,fifty,published)"
+    _option(parser, "--presets", presets, type=_names, metavar="A,B")
+    lengths = (
+        "numbers of frames at which growth is measured, short clips more often; empty: no measurement"
+        " (default: 24,48,96,192,384)"
     )
-    _option(parser, "--size", "toy, or sd: Stable Diffusion 2.1 with random weights, which needs no download", choices=("toy", "sd"), default="toy")
-    _option(parser, "--presets", "names with commas between them (default: default,draft,fifty,published)", type=_names, metavar="A,B")
-    _option(parser, "--lengths", "frames at which growth is measured, short ones more often; empty: not at all (default: 24,48,96,192,384)", type=_numbers, metavar="N,N")
-    _option(parser, "--frames", "frames of the table's clips (default: 24 for toy, 40 for sd)", type=int, metavar="N")
-    _option(parser, "--scenes", "toy: over how many scenes the table takes its means", type=int, default=1, metavar="N")
-    _option(parser, "--steps", "denoising steps of every preset (default: each preset's own)", type=int, metavar="N")
-    _option(parser, "--growth-steps", "denoising steps where growth is measured, each length in a process of its own", type=int, default=4, metavar="N")
-    _option(parser, "--resolution", "height x width of the frames (default: 128 for toy, 512 for sd)", type=parse_size, metavar="SIZE")
-    _option(parser, "--clock", "wall, or cpu: the time that this process computes", choices=("wall", "cpu"), default="wall")
+    _option(parser, "--lengths", lengths, type=_numbers, metavar="N,N")
+    number = dict(type=int, metavar="N")
+    _option(parser, "--frames", "frames of the clips for the table (default: 24 for toy, 40 for sd)", **number)
+    _option(parser, "--scenes", "toy: number of scenes; the table gives means over them", default=1, **number)
+    _option(parser, "--steps", "denoising steps of every preset (default: those of each preset)", **number)
+    growth = "denoising steps in the measurement of growth; each length has its own process"
+    _option(parser, "--growth-steps", growth, default=4, **number)
+    resolution = "height x width of the frames (default: 128 for toy, 512 for sd)"
+    _option(parser, "--resolution", resolution, type=parse_size, metavar="SIZE")
+    clock = "wall: elapsed time; cpu: processor time of this process"
+    _option(parser, "--clock", clock, choices=("wall", "cpu"), default="wall")
     _option(parser, "--out", "folder for the results", default="bench", metavar="DIR")
     _option(parser, "--quiet", "no progress bars", action="store_true")
 
 # %% ../nbs/13_cli.ipynb #31f951da
 class _Parser(argparse.ArgumentParser):
-    "A parser that says in one line what it does not understand. Options that need heavy imports are added when its command is asked for."
+    "A parser with errors of one line. Options that need heavy imports are added when their command is used."
 
     add_settings: Callable[[argparse.ArgumentParser], None] | None = None
 
@@ -617,7 +669,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} ({self.prog} --help lists what there is)\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} ({self.prog} --help lists the options)\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -636,7 +688,7 @@ def parser() -> argparse.ArgumentParser:
 
 # %% ../nbs/13_cli.ipynb #7f5a22c6
 def main(
-    argv: Sequence[str] | None = None,  # the arguments; `None`: those of the process
+    argv: Sequence[str] | None = None,  # the arguments; None: those of the process
 ) -> int:  # the exit code: 0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C
     "Run the command line. Arguments that cannot be understood raise `SystemExit(2)`, as argparse does."
     args = parser().parse_args(argv)
@@ -645,7 +697,7 @@ def main(
     except KeyboardInterrupt:
         print(f"\ntokenflow_nb: stopped{args.kept and f'. {args.kept}'}", file=sys.stderr)
         return 130
-    except Exception as error:  # the last stop before the person: whatever it is, it becomes one line and an exit code
+    except Exception as error:  # every other error becomes one line and an exit code
         if args.debug:
             raise
         print(f"tokenflow_nb: error: {_sentence(error)}", file=sys.stderr)
