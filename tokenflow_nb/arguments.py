@@ -15,14 +15,14 @@ from typing import Any, NoReturn
 
 # %% ../nbs/00_arguments.ipynb #eb6a7c4b
 def shown(value: Any, most: int = 120) -> str:
-    "The value as an error shows it: one line, of at most so many characters."
+    "The value as an error shows it: one line of at most `most` characters."
     text = repr(value)
     text = text if text.isprintable() else " ".join(ascii(value).split())
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def refuse(name: str, value: Any, remedy: str, error: type[ValueError] = ValueError) -> NoReturn:
-    "Raises the error that says what an argument is and what to give."
+    "Raises an error with the name of an argument, its value and what to give."
     raise error(f"{name}={shown(value)}: {remedy}")
 
 # %% ../nbs/00_arguments.ipynb #3f9082a1
@@ -60,8 +60,8 @@ def _bounds(least: float | None, most: float | None, above: float | None = None)
     "Bounds in words."
     if least is not None and most is not None:
         return f" from {least} to {most}"
-    said = [f"at least {least}"] * (least is not None) + [f"above {above}"] * (above is not None) + [f"at most {most}"] * (most is not None)
-    return "".join(f", {part}" for part in said)
+    named = {"at least": least, "above": above, "at most": most}
+    return "".join(f", {words} {bound}" for words, bound in named.items() if bound is not None)
 
 # %% ../nbs/00_arguments.ipynb #69f6f58f
 def number(
@@ -89,7 +89,9 @@ def _within(value: Real, least: float | None, most: float | None, above: float |
         finite = math.isfinite(value)
     except OverflowError:  # a whole number beyond every float
         return False
-    return finite and (least is None or value >= least) and (most is None or value <= most) and (above is None or value > above)
+    if not finite or (above is not None and value <= above):
+        return False
+    return (least is None or value >= least) and (most is None or value <= most)
 
 
 def fraction(name: str, value: Any, of: str = "the steps") -> float:
@@ -108,14 +110,15 @@ def switch(name: str, value: Any) -> bool:
     return found
 
 # %% ../nbs/00_arguments.ipynb #edead61a
-LARGEST_SIDE = 16384  # pixels; a slip of the pen beyond that would fill the disk
+LARGEST_SIDE = 16384  # pixels; a larger one is a mistake that would fill the disk
 
 
 def frame_size(name: str, value: Any, none: str = "") -> tuple[int, int] | None:
     "Height and width in pixels, or None where that means something."
     if value is None and none:
         return None
-    remedy = f"give height and width in pixels, such as (128, 128), at most {LARGEST_SIDE}{none and f', or None for {none}'}"
+    wanted = f"give height and width in pixels, such as (128, 128), at most {LARGEST_SIDE}"
+    remedy = f"{wanted}{none and f', or None for {none}'}"
     sides = list(value) if isinstance(value, tuple | list) or getattr(value, "shape", None) == (2,) else []
     try:
         height, width = (whole(name, side, 1, LARGEST_SIDE) for side in sides)
@@ -127,9 +130,9 @@ def frame_size(name: str, value: Any, none: str = "") -> tuple[int, int] | None:
 def text(
     name: str,
     value: Any,
-    needed: str = "",  # what to say where there is none; empty: it may be missing
+    needed: str = "",  # what an error says where there is none; empty: it may be missing
 ) -> str:
-    "Text that can be written; empty for None, unless it is needed."
+    "Text that UTF-8 can encode. None gives empty text, unless text is needed."
     if value is None and not needed:
         return ""
     if isinstance(value, bytes):
@@ -139,8 +142,9 @@ def text(
     if needed and not (value or "").strip():
         raise ValueError(f"{name}={shown(value)} is empty: {needed}")
     if bad := next((sign for sign in value if sign == "\0" or "\ud800" <= sign <= "\udfff"), None):
-        refuse(name, value, f"it holds {ascii(bad)}, which is no character: value.replace({ascii(bad)}, '') leaves it out")
-    return value[:]  # of a subclass: plain text
+        remedy = f"value.replace({ascii(bad)}, '') leaves it out"
+        refuse(name, value, f"it holds {ascii(bad)}, which is no character: {remedy}")
+    return value[:]  # plain text, if it was of a subclass
 
 
 def choice(name: str, value: Any, valid: Collection[str]) -> str:
@@ -148,11 +152,12 @@ def choice(name: str, value: Any, valid: Collection[str]) -> str:
     if isinstance(value, str) and value in valid:
         return value[:]
     near = get_close_matches(str(value).lower(), valid, n=1) if isinstance(value, str) else ()
-    raise ValueError(f"{name}={shown(value)} is unknown: {f'did you mean {near[0]!r}? ' if near else ''}Valid: {', '.join(valid)}")
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"{name}={shown(value)} is unknown: {hint}Valid: {', '.join(valid)}")
 
 # %% ../nbs/00_arguments.ipynb #b7a41c03
 def listed(name: str, value: Any, of: str, error: type[ValueError] = ValueError) -> list:
-    "The values of a list, or of anything else that gives some; a text is one value."
+    "The values of a list or another iterable. A text is one value."
     if isinstance(value, str):
         return [value]
     try:
@@ -175,6 +180,6 @@ def instance(
 
 
 def check_fields(record: Any, checks: Mapping[str, Callable[[str, Any], Any]]) -> None:
-    "Puts what the checks return into the fields of a dataclass, frozen or not: for `__post_init__`."
+    "Checks the fields of a dataclass, frozen or not, and sets what the checks return: for `__post_init__`."
     for name, check in checks.items():
         object.__setattr__(record, name, check(name, getattr(record, name)))

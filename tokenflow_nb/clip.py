@@ -78,13 +78,14 @@ class Fit:
         return f"{source} → {scaled}" + (f", cropped to {final}" if final != scaled else "")
 
 # %% ../nbs/00_clip.ipynb #4b2214b3
-FRAMES_IN_MEMORY = 4 << 20  # bytes of frames that are not worth a file
+FRAMES_IN_MEMORY = 4 << 20  # bytes; larger clips are kept in a file
 
 
 def gather_frames(
     frames: Iterable[np.ndarray],  # (h, w, 3) uint8 each, one after the other
 ) -> np.ndarray | None:
-    "All frames `(f, h, w, 3)` as one read-only array, or None if there are none. Raises `ClipError` when the disk is full."
+    """All frames `(f, h, w, 3)` as one read-only array, or None if there are none.
+    Raises `ClipError` when the disk is full."""
     kept, size, frames = [], 0, iter(frames)
     for frame in frames:
         kept.append(frame)
@@ -95,20 +96,20 @@ def gather_frames(
 
 
 def _mapped(frames: Iterable[np.ndarray]) -> np.memmap:
-    "Frames in a temporary file that has no name and goes with the array."
+    "Frames in a temporary file without a name, which is deleted with the array."
     with tempfile.TemporaryFile(prefix="tokenflow_nb-") as file:
         try:
             for count, frame in enumerate(frames, 1):
                 file.write(np.ascontiguousarray(frame).data)
             file.flush()
         except OSError as error:
-            place = tempfile.gettempdir()
-            raise ClipError(f"{count} frames do not fit on the disk of {place} ({error}): make room, or set TMPDIR to another") from error
+            problem = f"{count} frames do not fit on the disk of {tempfile.gettempdir()} ({error})"
+            raise ClipError(f"{problem}: make room, or set TMPDIR to another") from error
         return np.memmap(file, np.uint8, "r", shape=(count, *frame.shape))
 
 
 def _check_room(count: int, size: tuple[int, int]) -> None:
-    "Raises `ClipError` when so many frames of a size, height and width, do not fit on the disk, before the first is made."
+    "Raises `ClipError` when `count` frames of a height and width do not fit on the disk."
     need, place = count * math.prod(size) * 3, tempfile.gettempdir()
     if need > FRAMES_IN_MEMORY and need > (free := shutil.disk_usage(place).free):
         remedy = "give stop=, max_frames= or a smaller size=, or set TMPDIR to another disk"
@@ -117,9 +118,9 @@ def _check_room(count: int, size: tuple[int, int]) -> None:
 
 
 def let_go(
-    frames: np.ndarray,  # or latents: anything in a file that is mapped; what is in memory stays
+    frames: np.ndarray,  # or latents: an array that is mapped from a file; other arrays stay in memory
 ) -> None:
-    "Tells the system that frames in a file need not stay in memory; they are read again when they are looked at."
+    "Tells the system that frames in a file need not stay in memory. They are read again when they are needed."
     mapped = getattr(frames, "_mmap", None)
     if mapped is not None and hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_DONTNEED)
@@ -127,11 +128,11 @@ def let_go(
 # %% ../nbs/00_clip.ipynb #caaef7c0
 @dataclass(frozen=True, eq=False, repr=False)
 class Clip:
-    "Frames and what an array forgets about them. `len`, indexing by number (a frame) and by slice (a clip)."
+    "Frames with their rate and origin. It has a `len`; an index gives a frame, a slice gives a clip."
 
     frames: np.ndarray  # uint8 (f, h, w, 3), seen through a read-only view, not copied
     fps: float = 8.0  # frames per second
-    source: str | None = None  # the file they come from
+    source: str | None = None  # the file that they come from
     start: float = 0.0  # where in that file they begin, in seconds
     fit: Fit | None = None  # how they were brought to their size
 
@@ -171,7 +172,7 @@ class Clip:
 
 # %% ../nbs/00_clip.ipynb #3fba51ad
 def _video_html(clip: Clip) -> str | None:
-    "The clip as a player for a notebook; None, so that the one-line repr is used, where mediapy is not installed."
+    "The clip as a player for a notebook. None where mediapy is not installed: the notebook then shows the repr."
     try:
         import mediapy  # only to show, and it imports matplotlib
     except ImportError:
@@ -185,7 +186,7 @@ def _video_html(clip: Clip) -> str | None:
 
 # %% ../nbs/00_clip.ipynb #6db3817e
 def _remedy_for(array: np.ndarray) -> str:
-    "How to make an array of another kind than uint8 and floats a clip, in code that does not ruin it."
+    "The code that converts an array of another dtype than uint8 and floats, without damage to its values."
     if array.dtype == bool:
         return "array.astype('uint8') * 255"
     if not np.issubdtype(array.dtype, np.integer) or not array.size:
@@ -202,7 +203,8 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.floating):
-        raise ClipError(f"frames of dtype {array.dtype}: give uint8 in 0..255 or floats in [0, 1]; {_remedy_for(array)}")
+        wanted = "give uint8 in 0..255 or floats in [0, 1]"
+        raise ClipError(f"frames of dtype {array.dtype}: {wanted}; {_remedy_for(array)}")
     if bad := array.size - np.count_nonzero(np.isfinite(array)):
         raise ClipError(f"frames hold {bad} values that are NaN or infinite: repair what made them")
     low, high = float(array.min()), float(array.max())
@@ -210,7 +212,7 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
         ranges = {"array.clip(0, 1)": (-0.1, 1.1), "(array + 1) / 2": (-1, 1), "array / 255": (0, 255)}
         fitting = [way for way, (least, most) in ranges.items() if least <= low and high <= most]
         remedy = (*fitting, "array.clip(0, 1)")[0]
-        raise ClipError(f"float frames from {low:g} to {high:g}: they must lie in [0, 1]; perhaps {remedy} is meant")
+        raise ClipError(f"float frames from {low:g} to {high:g}: they must be in [0, 1]; perhaps {remedy} is meant")
     return np.round(array.astype(np.float32) * 255).astype(np.uint8)
 
 # %% ../nbs/00_clip.ipynb #8e7cd6d8
@@ -226,12 +228,12 @@ def _at_rate(clip: Clip, fps: float) -> Clip:
 
 # %% ../nbs/00_clip.ipynb #d463db39
 def as_clip(
-    source: "str | os.PathLike | list | Clip | np.ndarray",  # what `read_clip` reads, a clip, an array or CPU tensor (f, h, w, 3)
+    source: "str | os.PathLike | list | Clip | np.ndarray",  # a file for `read_clip`, a clip, an array (f, h, w, 3)
     fps: float | None = None,  # frames per second; None keeps a file's or clip's rate, and is 8 for an array
-    background: str | tuple[int, int, int] | None = None,  # a colour to lay on what is transparent, which is refused otherwise
+    background: str | tuple[int, int, int] | None = None,  # the colour behind transparent pixels; None refuses them
     **read_options: Any,  # what else `read_clip` takes, for a file
 ) -> Clip:
-    "A `Clip` from whatever holds one. Raises `ClipError` that says how to convert what cannot be taken as it is."
+    "A `Clip` from a file, a clip, an array or a tensor. Raises `ClipError` that says how to convert other input."
     source = _named(source)
     if isinstance(source, str | os.PathLike) or _are_pictures(source):
         return read_clip(source, fps=fps, background=background, **read_options)
@@ -255,13 +257,15 @@ def as_clip(
 def _are_pictures(source: Any) -> bool:
     "Whether this is a picture of Pillow's, or a list of such pictures or of paths."
     each = source if isinstance(source, list | tuple) else [source]
-    return bool(each) and all(isinstance(one, Image.Image) or (isinstance(one, str | os.PathLike) and each is source) for one in each)
+    kinds = Image.Image | str | os.PathLike if each is source else Image.Image
+    return bool(each) and all(isinstance(one, kinds) for one in each)
 
 
 def _named(source: Any) -> Any:
     "The path of a file that is open, and everything else as it is. Raises `ClipError` for bytes."
     is_open = hasattr(source, "read")
-    if isinstance(source, bytes | bytearray | memoryview) or (is_open and not isinstance(getattr(source, "name", None), str)):
+    has_name = is_open and isinstance(getattr(source, "name", None), str)
+    if isinstance(source, bytes | bytearray | memoryview) or (is_open and not has_name):
         remedy = "write it to a file first, Path('clip.mp4').write_bytes(...), and give its path"
         raise ClipError(f"{type(source).__qualname__} of a file: {remedy}")
     return source.name if is_open else source
@@ -309,7 +313,7 @@ def fit_clip(
     multiple: int = 8,  # both sides are rounded to the nearest multiple of this
     min_size: int = 8,  # a side of the clip that is shorter is refused
 ) -> Clip:
-    "The clip at a size that a model takes, with the choice in `.fit`. Raises `ClipError` for one that is tiny."
+    "The clip at a size that a model takes, as `.fit` describes. Raises `ClipError` for one that is too small."
     if size is not None and not _is_size(size):
         raise ClipError(f"size={size!r}: give height and width in pixels, such as (128, 128)")
     if size is not None:
@@ -331,7 +335,7 @@ def fit_clip(
 def restore_clip(
     clip: Clip,  # frames of the size that `fit` led to
     fit: Fit,  # how the source was brought to that size
-    source: Clip | None = None,  # the clip before, for what was cropped away; without it that stays away
+    source: Clip | None = None,  # the clip before, for what was cropped away; None: it stays cropped
 ) -> Clip:
     "The clip at the scale that it had before `fit_clip`."
     if clip.size != fit.size:
@@ -355,7 +359,7 @@ def restore_clip(
 
 # %% ../nbs/00_clip.ipynb #0db94caf
 def _check_reading(start: Any, stop: Any, fps: Any, size: Any, max_frames: Any, background: Any) -> None:
-    "Raises `ClipError` that names the first argument of `read_clip` that cannot be, before anything is decoded."
+    "Raises `ClipError` for the first bad argument of `read_clip`, before anything is decoded."
     whole = isinstance(max_frames, int | np.integer) and not isinstance(max_frames, bool)
     for name, value, is_good, remedy in (
         ("start", start, is_number(start) and start >= 0, "give seconds from the beginning, 0 or more"),
@@ -372,11 +376,11 @@ def _check_reading(start: Any, stop: Any, fps: Any, size: Any, max_frames: Any, 
         as_colour(background)
 
 # %% ../nbs/00_clip.ipynb #fff33d9c
-MANY = 10_000  # frames, of which most would be repeats, are a damaged time rather than a film
+MANY = 10_000  # more frames than this, most of them repeats, mean a damaged time
 
 
 def _open_source(source: Any, whole: bool, fps: float | None, background: Any) -> Film | Album:
-    "What is to be read. Raises `ClipError` when it cannot be."
+    "The film or album to read. Raises `ClipError` when it cannot be opened."
     rate = as_rate(8.0 if fps is None else fps)
     if isinstance(source, Image.Image):
         return Album([source], rate, background)
@@ -390,7 +394,7 @@ def _open_source(source: Any, whole: bool, fps: float | None, background: Any) -
 
 
 def _check_length(film: Film | Album, first: int, count: int | None, rate: Fraction, size: tuple[int, int]) -> None:
-    "Raises `ClipError` when what is to be read does not fit on the disk or is mostly repeats."
+    "Raises `ClipError` when the frames do not fit on the disk, or are mostly repeats."
     if film.length is not None:
         left = math.ceil((film.length - first) * rate / film.rate)
         count = left if count is None else min(left, count)
@@ -402,7 +406,7 @@ def _check_length(film: Film | Album, first: int, count: int | None, rate: Fract
 
 
 def _pixels(film: Film | Album, shown: Iterable[Any], fit: Fit | None) -> Iterator[np.ndarray]:
-    "The pixels of what is shown, fitted; what is shown again is made once."
+    "The pixels of the pictures, fitted. A picture that is shown again is converted once."
     before, pixels = None, None
     for picture in shown:
         if picture is not before:
@@ -419,7 +423,8 @@ def _warn_of(film: Film | Album, count: int, expected: int) -> None:
         words = "; ".join(heard[:3]) + ("; ..." if len(heard) > 3 else "")
         warnings.warn(f"{film.path} is damaged or incomplete: {found} ({words})", UserWarning, stacklevel=3)
     if film.shown_as:
-        message = f"{film.path} is in high dynamic range, {film.shown_as}: it is tone-mapped to what an ordinary screen shows"
+        kind = f"in high dynamic range, {film.shown_as}"
+        message = f"{film.path} is {kind}: it is tone-mapped to what an ordinary screen shows"
         warnings.warn(message, UserWarning, stacklevel=3)
 
 # %% ../nbs/00_clip.ipynb #2a2b921b
@@ -430,7 +435,7 @@ def read_clip(
     fps: float | None = None,  # frames per second; None keeps the file's, and is 8 for pictures
     size: tuple[int, int] | None = None,  # height, width, by resize-and-crop
     max_frames: int | None = None,  # no more than this many
-    background: str | tuple[int, int, int] | None = None,  # a colour to lay a transparent film on, which is refused otherwise
+    background: str | tuple[int, int, int] | None = None,  # the colour behind transparent pixels; None refuses them
 ) -> Clip:
     """The frames of a video, upright and at a constant rate, from the one shown at `start` on.
     Raises `ClipError` when there is no such file, it is no video or the span is empty. Warns when it is incomplete."""
@@ -439,7 +444,8 @@ def read_clip(
     if start and film.duration is not None and start >= film.duration:
         raise ClipError(f"start={start:g}: {film.path} lasts {float(film.duration):g} s; start earlier")
     rate = film.rate if fps is None else as_rate(fps)
-    first = max(0, math.floor((Fraction(float(start)) - film.first) * film.rate + Fraction(1, 1000)))  # what is on the screen at `start`
+    place = (Fraction(float(start)) - film.first) * film.rate
+    first = max(0, math.floor(place + Fraction(1, 1000)))  # the picture that is on the screen at `start`
     span = None if stop is None else max(1, round((Fraction(float(stop)) - Fraction(float(start))) * rate))
     count = min((each for each in (max_frames, span) if each), default=None)
     fit = None if size is None else _plan_fit(film.size, size)
@@ -459,8 +465,8 @@ def write_clip(
     clip: Clip,  # what to write
     audio_from: str | os.PathLike | None = None,  # a file whose sound, if any, is copied in from `clip.start` on
 ) -> Path:
-    """Writes a video file, with its folder, and returns its path. An odd side grows by one pixel. Warns when the sound cannot be written.
-    Raises `ClipError` when the picture cannot; then nothing is left behind, and a file that was there stays."""
+    """Writes a video file, makes its folder, and returns its path. An odd side grows by one pixel.
+    Warns when the sound cannot be written. Raises `ClipError` when the picture cannot; an older file then stays."""
     path = Path(path).expanduser()
     if path.suffix.lower() not in (".mp4", ".gif"):
         raise ClipError(f"path={str(path)!r}: the name must end in .mp4 or .gif")
@@ -485,7 +491,8 @@ def _sound_file(given: str | os.PathLike) -> Path | None:
         problem = "there is no such file"
     except ClipError as error:
         problem = str(error)
-    warnings.warn(f"audio_from={str(given)!r}: {problem}; the picture is written without sound", UserWarning, stacklevel=3)
+    message = f"audio_from={str(given)!r}: {problem}; the picture is written without sound"
+    warnings.warn(message, UserWarning, stacklevel=3)
     return None
 
 # %% ../nbs/00_clip.ipynb #d5358d81

@@ -30,26 +30,33 @@ class EditConfig:
     Raises `ValueError` naming the setting, the value and the remedy."""
 
     prompt: str = setting(
-        MISSING, "what the edited clip shows", check=partial(text, needed="say what the edited clip shows, 'a gold star on grass' for instance")
+        MISSING, "what the edited clip shows",
+        check=partial(text, needed="say what the edited clip shows, 'a gold star on grass' for instance"),
     )
     source_prompt: str = setting("", "what the source shows; better inversion, better edits")
     negative_prompt: str = setting("", "what the edited clip must not show")
     editor: Editor = setting(
         PlugAndPlay(), "the image editor with its settings",
-        check=partial(instance, kind=Editor, remedy="give an editor, PlugAndPlay(attention=0.5) for instance, or its name as method"),
+        check=partial(
+            instance, kind=Editor,
+            remedy="give an editor, PlugAndPlay(attention=0.5) for instance, or its name as method",
+        ),
     )
     num_inference_steps: int = setting(25, "denoising steps", check=partial(whole, least=2, of="steps"))
     guidance_scale: float | None = setting(
         None, "how strictly the prompt is followed; None: the model's own default, 7.5 for Stable Diffusion",
         check=partial(number, least=0, most=100, none="the model's own", note="1 is no guidance"),
     )
-    guidance_stop: float = setting(0.4, "fraction of the steps, from the noisy end, with guidance; later steps have no negative branch", 0, 1)
+    guidance_stop: float = setting(
+        0.4, "fraction of the steps, from the noisy end, with guidance; later steps have no negative branch", 0, 1
+    )
     keyframe_interval: int | None = setting(
-        None, "a keyframe is drawn in every so many frames; None: 8, or the length of a shorter clip",
+        None, "frames in an interval, in each of which one keyframe is drawn; None: 8, or the length of a shorter clip",
         check=partial(whole, least=1, of="frames", none="8, or the length of a shorter clip"),
     )
     rule: str = setting(
-        "paper", "how frames draw on keyframes; joint and per_frame do without propagation", choices=(*RULES, *WITHOUT_PROPAGATION)
+        "paper", "how frames draw on keyframes; joint and per_frame do without propagation",
+        choices=(*RULES, *WITHOUT_PROPAGATION),
     )
     seed: int = setting(0, "of the keyframe draws", check=partial(whole, least=SEEDS[0], most=SEEDS[1]))
     inversion_steps: int | None = setting(
@@ -57,14 +64,17 @@ class EditConfig:
         check=partial(whole, least=2, of="steps", none="as many as num_inference_steps"),
     )
     correction: str = setting("predicted", "of the error of each inversion step", choices=tuple(CORRECTIONS))
-    remeasure: bool = setting(False, "start from noise measured at the noisiest inverted timestep, as the published program does")
+    remeasure: bool = setting(
+        False, "start from noise measured at the noisiest inverted timestep, as the published program does"
+    )
     max_joint_keyframes: int | None = setting(
         5, "keyframes that attend to each other; more are edited in groups; None: all together, the paper's way",
         check=partial(whole, least=2, of="keyframes", none="all together"),
     )
 
     def __init__(self, prompt: str, source_prompt: str = "", negative_prompt: str = "", **options: Any):
-        values = defaults(type(self)) | dict(prompt=prompt, source_prompt=source_prompt, negative_prompt=negative_prompt)
+        values = defaults(type(self))
+        values |= dict(prompt=prompt, source_prompt=source_prompt, negative_prompt=negative_prompt)
         of_editor = {name: options.pop(name) for name in list(options) if name not in values}
         for name in of_editor:
             choice("option", name, option_names())
@@ -77,11 +87,12 @@ class EditConfig:
         self._check_together()
 
     def _check_together(self) -> None:
-        "What one setting alone cannot say."
+        "Checks settings that depend on each other."
         steps, finer = self.num_inference_steps, self.inversion_steps
         if finer is not None and finer < steps:
-            refuse("inversion_steps", finer, f"the inversion visits all {steps} steps of the edit: give at least num_inference_steps, or None")
-        self.editor.first_step(steps)  # that there is one
+            remedy = f"the inversion visits all {steps} steps of the edit: give at least num_inference_steps, or None"
+            refuse("inversion_steps", finer, remedy)
+        self.editor.first_step(steps)  # raises an error if there is none
         for name in ("prompt", "source_prompt", "negative_prompt"):
             _warn_of_weights(name, getattr(self, name))
 
@@ -91,7 +102,7 @@ class EditConfig:
         return self.editor.name
 
     def settings(self) -> dict[str, Any]:
-        "All settings as `edit_video` and `EditConfig` take them by name; method and editor's settings by their short names."
+        "All settings by name, as `edit_video` and `EditConfig` take them; those of the editor by their short names."
         own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "editor"}
         return own | options_of(self.editor)
 
@@ -107,14 +118,18 @@ class EditConfig:
 
     @classmethod
     def published(cls, prompt: str, **changes: Any) -> "EditConfig":
-        "The authors' program: 500 inversion steps, its propagation rule, start noise, thresholds and keyframe interval, all keyframes together."
-        theirs = dict(rule="published", inversion_steps=500, remeasure=True, guidance_scale=7.5, guidance_stop=1.0, correction="none")
-        theirs |= dict(editor=PlugAndPlay(attention=0.5), keyframe_interval=8, num_inference_steps=50, max_joint_keyframes=None)
+        """The settings of the authors' program: 500 inversion steps, its propagation rule, start noise, thresholds and
+        keyframe interval, and all keyframes together."""
+        theirs = dict(
+            rule="published", inversion_steps=500, remeasure=True, guidance_scale=7.5, guidance_stop=1.0,
+            correction="none", editor=PlugAndPlay(attention=0.5), keyframe_interval=8, num_inference_steps=50,
+            max_joint_keyframes=None,
+        )
         return cls(prompt, **theirs | changes)
 
 
 def option_names() -> list[str]:
-    "The names of all options of `EditConfig`: its fields, `method`, and the settings of all editors by their short names."
+    "The names of all options of `EditConfig`: its fields, `method`, and the short names of all editors' settings."
     of_editors = (name for kind in editors().values() for name in short_names(kind))
     return list(dict.fromkeys([*(each.name for each in fields(EditConfig)), "method", *of_editors]))
 
@@ -124,8 +139,10 @@ _WEIGHT = re.compile(r"\([^()]*[^()\d\s]\s*:\s*-?(?:\d(?:\.\d+)?|\.\d+)\s*\)|\([
 
 def _warn_of_weights(name: str, prompt: str) -> None:
     if found := _WEIGHT.search(prompt):
-        message = f"{name}={shown(prompt)}: {found[0]} is read as plain words, for weights are not supported: leave the brackets and the number out"
-        warnings.warn(message, UserWarning, stacklevel=1)  # from this line, so that a prompt is warned of once and not for every copy of its settings
+        problem = f"{found[0]} is read as plain words, for weights are not supported"
+        message = f"{name}={shown(prompt)}: {problem}: leave the brackets and the number out"
+        # attributed to this line, so that it is shown once for a prompt and not for each copy of its settings
+        warnings.warn(message, UserWarning, stacklevel=1)
 
 # %% ../nbs/08_config.ipynb #518ce409
 _SOURCE_BRANCH = ("recorded", "live")
@@ -133,23 +150,29 @@ _SOURCE_BRANCH = ("recorded", "live")
 
 @dataclass(frozen=True)
 class Execution:
-    "How an edit is run. No number of the result depends on it beyond rounding, and no name in the store."
+    "How an edit is run. It changes the result only by rounding, and no names in the store."
 
-    block_size: int = setting(8, "frames on the device at a time; fewer need less memory", check=partial(whole, least=1, of="frames"))
+    block_size: int = setting(
+        8, "frames on the device at a time; fewer need less memory", check=partial(whole, least=1, of="frames")
+    )
     source_branch: str = setting(
-        "recorded", "recorded: what the source branch does is written down once, and each further prompt for the clip is faster; live: nothing is written",
+        "recorded",
+        "recorded: the source branch is computed once and stored, so that further prompts are faster; live: it is "
+        "computed for each edit",
         choices=_SOURCE_BRANCH,
     )
-    keep: bool = setting(True, "keep the edit in the store, step by step, so that it is found again")
+    keep: bool = setting(True, "keep the edit in the store, step by step")
     resume: bool = setting(True, "go on where the same edit was interrupted; what is done is not done again")
     store: Store | None = setting(
         None, "where latents, records and finished edits are kept; None: the default cache",
-        check=partial(instance, kind=Store, remedy="give a store, Store(folder) for instance", none="the default cache"),
+        check=partial(
+            instance, kind=Store, remedy="give a store, Store(folder) for instance", none="the default cache"
+        ),
     )
     __post_init__ = check_settings
 
     def records(self, config: EditConfig) -> bool:
-        "Whether the frame pass of an edit reads a record of the source branch. Without propagation there is nothing to record."
+        "Whether the frame pass of an edit reads a record of the source branch. Only edits with propagation have one."
         return self.source_branch == "recorded" and config.propagates
 
 # %% ../nbs/08_config.ipynb #9aeff7a4
@@ -158,22 +181,29 @@ class Reading:
     "Which part of a film is edited, and at which size."
 
     start: float = setting(0.0, "where to begin, in seconds", check=partial(number, least=0, of="seconds"))
-    stop: float | None = setting(None, "where to end, in seconds; None: the end", check=partial(number, above=0, of="seconds", none="the end"))
-    fps: float | None = setting(
-        None, "frames per second to read; None: as many as the film has", check=partial(number, above=0, of="frames per second", none="the file's")
+    stop: float | None = setting(
+        None, "where to end, in seconds; None: the end", check=partial(number, above=0, of="seconds", none="the end")
     )
-    max_frames: int | None = setting(None, "no more frames than these; None: all", check=partial(whole, least=1, of="frames", none="all"))
+    fps: float | None = setting(
+        None, "frames per second to read; None: as many as the film has",
+        check=partial(number, above=0, of="frames per second", none="the file's"),
+    )
+    max_frames: int | None = setting(
+        None, "no more frames than these; None: all", check=partial(whole, least=1, of="frames", none="all")
+    )
     background: Any = setting(
-        None, "the colour behind transparent pixels", check=lambda name, value: None if value is None else as_colour(value)
+        None, "the colour behind transparent pixels",
+        check=lambda name, value: None if value is None else as_colour(value),
     )
     size: tuple[int, int] | None = setting(
-        None, "(height, width) of the edit; None: the shorter side as the model was trained", check=partial(frame_size, none="the size of the model")
+        None, "(height, width) of the edit; None: the shorter side as the model was trained",
+        check=partial(frame_size, none="the size of the model"),
     )
     restore_size: bool = setting(False, "give the result the source's size")
     __post_init__ = check_settings
 
     def of_file(self) -> dict[str, Any]:
-        "What `as_clip` is to be given: the options that are not at their defaults."
+        "The options for `as_clip`: those that are not at their defaults."
         names = "start", "stop", "fps", "max_frames", "background"
         return {name: getattr(self, name) for name in names if getattr(self, name) != defaults(Reading)[name]}
 
@@ -182,7 +212,7 @@ Options = Mapping[str, Any]
 
 
 def split_options(options: Options, *kinds: type) -> tuple[dict[str, Any], ...]:
-    "Options by the dataclass that has them, and last the rest."
+    "The options of each dataclass, and last all others."
     found = []
     for kind in kinds:
         names = {each.name for each in fields(kind)}
@@ -192,7 +222,7 @@ def split_options(options: Options, *kinds: type) -> tuple[dict[str, Any], ...]:
 
 
 def configured(prompt: str | None, config: EditConfig | None, options: Options) -> EditConfig:
-    "The settings of an edit: those of `config`, or the defaults, with prompt and options over them. Raises `ValueError`."
+    "The settings of `config`, or the defaults, changed by prompt and options. Raises `ValueError` for a bad one."
     if isinstance(prompt, EditConfig):
         refuse("prompt", prompt, "give it as config=")
     if config is None:
@@ -202,14 +232,15 @@ def configured(prompt: str | None, config: EditConfig | None, options: Options) 
 
 
 def with_options(*kinds: type) -> Callable[[Callable], Callable]:
-    "A decorator that shows the settings of these dataclasses in the signature of a function, in place of its `**overrides`."
+    "A decorator that adds the settings of these dataclasses to the signature of a function with `**overrides`."
     def shown_in(function: Callable) -> Callable:
         signature = inspect.signature(function)
         own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
         rest = [each for each in signature.parameters.values() if each.kind is inspect.Parameter.VAR_KEYWORD]
         taken = {each.name for each in own}
         more = {name: default for kind in kinds for name, default in _shown_options(kind).items() if name not in taken}
-        options = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default) for name, default in more.items()]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        options = [inspect.Parameter(name, keyword, default=default) for name, default in more.items()]
         function.__signature__ = signature.replace(parameters=[*own, *options, *rest])
         return function
 

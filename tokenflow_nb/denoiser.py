@@ -36,7 +36,8 @@ class Conditioning:
         model: Model,
         prompts: Any,  # has source_prompt, negative_prompt and prompt, as an `EditConfig` has
     ) -> "Conditioning":
-        return cls(model.embed(prompts.source_prompt), model.embed(prompts.negative_prompt), model.embed(prompts.prompt))
+        texts = prompts.source_prompt, prompts.negative_prompt, prompts.prompt
+        return cls(*map(model.embed, texts))
 
 # %% ../nbs/08_denoiser.ipynb #b471d653
 def turns(
@@ -44,14 +45,15 @@ def turns(
     groups: list[JointGroup],  # of the keyframes that the plan counts
     blocks: Blocks,
 ) -> Iterator[tuple[JointGroup, int, range]]:
-    "Groups of keyframes and frames in turn: a group, the first keyframe that is needed from now on, and the frames that now have all of theirs."
+    """The order of passes. Yields a group of keyframes, the first keyframe that is still needed, and the frames whose
+    keyframes are now complete."""
     start = 0
     for group in groups:
         if start == len(plan) or group.members.stop <= plan.oldest(start):
-            continue  # no frame draws on it: the plan is a part of the clip's
+            continue  # no frame draws on it: the plan is for a part of the clip
         stop = plan.ready(group.members.stop)
         if stop < len(plan):
-            stop -= (stop - start) % blocks.size  # whole blocks: tensors of many sizes would leave memory in pieces
+            stop -= (stop - start) % blocks.size  # whole blocks: tensors of many sizes would fragment memory
         yield group, min(group.members.start, plan.oldest(start)), range(start, stop)
         start = stop
 
@@ -69,23 +71,24 @@ class Denoiser:
     interval: int  # keyframe interval, in frames
     blocks: Blocks
     max_joint_keyframes: int | None = None  # keyframes that attend to each other; None: all
-    record: SourceRecord | None = None  # of the source branch in the frame pass; None: it runs
-    branches: tuple[str, ...] = ()  # of both passes; empty: as guidance needs them
-    sequential: bool | None = None  # branches one after the other; None: on the CPU, where together is no faster. Set when together they do not fit
+    record: SourceRecord | None = None  # of the source branch in the frame pass; None: the branch is computed
+    branches: tuple[str, ...] = ()  # of both passes; empty: those that guidance needs
+    # branches one after the other; None: on the CPU, where this is as fast. Set to True when memory runs out
+    sequential: bool | None = None
     processor: type[TokenFlowAttention] = TokenFlowAttention  # how self-attention is computed
     context: Context | None = field(default=None, init=False, repr=False)  # of the pass under way
 
     def __post_init__(self):
-        without_guidance = ("source", "positive")  # the negative branch would change nothing
         if self.sequential is None:
             self.sequential = self.model.device.type == "cpu"
-        self.branches = self.branches or (without_guidance if self.guidance_scale == 1 else ("source", "negative", "positive"))
+        negative = () if self.guidance_scale == 1 else ("negative",)  # at 1 it would change nothing
+        self.branches = self.branches or ("source", *negative, "positive")
 
     def noise(
         self,
         step: Step,  # with the latents (f, c, h, w) of all frames
         keyframes: torch.Tensor,  # (k,) ascending frame indices
-        watch: Callable | None = None,  # is shown the tokens of every frame: see `Context`
+        watch: Callable | None = None,  # is called with the tokens of every frame: see `Context`
         guided: bool = True,  # False: the noise under the positive prompt alone
     ) -> torch.Tensor:
         "The guided noise `(f, c, h, w)`."
@@ -99,10 +102,11 @@ class Denoiser:
         watch: Callable | None = None,
         guided: bool = True,
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Rows and their guided noise, from the first frame to the last. Between them the UNet has TokenFlow's processors, and
-        its lock is held: close the generator in the thread that walks it, if it is not walked to its end."""
-        count, kept = len(step.rows), self.context.keyframes if self.context else {}  # their memory serves again
-        context = Context(injection=self.editor.injection(step), guided=guided, recorded=self.record is not None, keyframes=kept)
+        """Rows and their guided noise, from the first frame to the last. While the generator is open, the UNet has
+        TokenFlow's processors and its lock is held. Close it in the same thread if you do not read it to the end."""
+        count, kept = len(step.rows), self.context.keyframes if self.context else {}  # their memory is used again
+        injection, recorded = self.editor.injection(step), self.record is not None
+        context = Context(injection=injection, guided=guided, recorded=recorded, keyframes=kept)
         with installed(self.model.unet, context, self.model.backbone.features, self.processor):
             self.context = context
             if self.rule == "joint":
@@ -119,7 +123,7 @@ class Denoiser:
     def _by_groups(
         self, context: Context, step: Step, keyframes: torch.Tensor, plan: Plan, watch: Callable | None
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        "Rows and noise of the plan's frames: those that a group of keyframes suffices for, then the next group."
+        "Rows and noise of the plan's frames. After each group of keyframes come the frames that need no further one."
         for group, base, frames in turns(plan, joint_groups(len(keyframes), self.max_joint_keyframes), self.blocks):
             context.carry(group.members.start - base)
             context.members, context.plan, context.watch = group.rows, None, None
@@ -130,7 +134,7 @@ class Denoiser:
     def _frame_pass(
         self, context: Context, step: Step, frames: range, plan: Plan | None = None
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        "Rows and noise of some frames in a row."
+        "Rows and noise of consecutive frames."
         def work(rows: slice) -> torch.Tensor:
             part = frames[rows]
             context.plan = plan and plan[part.start : part.stop]
@@ -147,21 +151,23 @@ class Denoiser:
         try:
             noise = self._guided(context, step, frames)
         except (RuntimeError, MemoryError) as error:
-            if self.sequential or context.gather or not out_of_memory(error):  # other shards would not make the calls of a second try
+            # with `gather`, the other shards would not make the calls of a second try
+            if self.sequential or context.gather or not out_of_memory(error):
                 raise
             self.sequential = True
-            warnings.warn(f"out of memory with {len(frames)} keyframes in three branches: going on with one branch at a time", stacklevel=2)
+            found = f"out of memory with {len(frames)} keyframes in three branches"
+            warnings.warn(f"{found}: going on with one branch at a time", stacklevel=2)
             noise = self._guided(context, step, frames)
         context.joint, context.source = False, {}
         return noise
 
     def _rows(self, branch: str, step: Step, frames: list[int]) -> torch.Tensor:
-        "Noisy latents of some frames, as a branch sees them."
+        "The noisy latents of some frames in a branch."
         return self.trajectory.at(step.timestep, frames) if branch == "source" else step.latents[frames]
 
     @torch.no_grad()
     def _guided(self, context: Context, step: Step, frames: list[int]) -> torch.Tensor:
-        "One pass over some frames, branches together or one after the other, and guidance between them."
+        "One pass over some frames with guidance, its branches together or one after the other."
         noise, context.frames, absent = {}, frames, set() if context.guided else {"negative"}
         if self.record and context.plan:
             context.source = self.record.at(step.timestep, frames, self.model.device)
@@ -169,7 +175,8 @@ class Denoiser:
         branches = tuple(branch for branch in self.branches if branch not in absent)
         for context.branches in [(branch,) for branch in branches] if self.sequential else [branches]:
             batch = context.join({branch: self._rows(branch, step, frames) for branch in context.branches})
-            embeds = {branch: getattr(self.conditioning, branch).expand(len(frames), -1, -1) for branch in context.branches}
+            texts = {branch: getattr(self.conditioning, branch) for branch in context.branches}
+            embeds = {branch: text.expand(len(frames), -1, -1) for branch, text in texts.items()}
             extra = self.editor.unet_kwargs(replace(step, rows=frames, latents=batch, branches=context.branches))
             noise |= context.split(self.model.predict(batch, step.timestep, context.join(embeds), **extra))
         if "negative" not in noise:

@@ -47,7 +47,7 @@ from .trajectory import Excerpt, SourceRecord, Trajectory
 
 # %% ../nbs/09_edit.ipynb #cfc0738d
 class EditError(RuntimeError):
-    "An edit cannot go where it was asked to go; the message says why."
+    "An edit cannot do what was asked. The message says why."
 
 
 def remeasured_start(step: Step) -> torch.Tensor:
@@ -64,17 +64,17 @@ _DECIDES_RECORD = {"seed", "rule", "keyframe_interval", "max_joint_keyframes"}
 
 
 def _decides_start(before: EditConfig, after: EditConfig) -> bool:
-    "Whether two settings may start from other latents, or at another step."
+    "Whether two settings may start from different latents, or at different steps."
     one, other, steps = before.editor, after.editor, before.num_inference_steps
     own_start = type(one).start is not Editor.start or type(other).start is not Editor.start
     return (
-        before.remeasure != after.remeasure or type(one) is not type(other) or one.first_step(steps) != other.first_step(steps)
-        or (own_start and one != other)
+        before.remeasure != after.remeasure or type(one) is not type(other)
+        or one.first_step(steps) != other.first_step(steps) or (own_start and one != other)
     )
 
 
 class Edit:
-    "Walks the schedule of one edit. `step`, `back`, `fork`, `run`, `preview`, `save`, `load`."
+    "One edit, step by step. See `step`, `back`, `fork`, `run`, `preview`, `save` and `load`."
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Edit:
         execution: Execution = Execution(),
         conditioning: Conditioning | None = None,  # None: embeds the prompts of `config`
         keyframes: torch.Tensor | None = None,  # (steps, intervals) frame indices; None: drawn from `config.seed`
-        record: SourceRecord | None = None,  # of this clip, rule and table of keyframes; None: the source branch runs
+        record: SourceRecord | None = None,  # of this clip, rule and keyframes; None: the source branch is computed
         keep_history: bool = True,  # keep the latents of all steps, so that it can go `back`
     ):
         self.model, self.trajectory, self.config, self.clip, self.execution = model, trajectory, config, clip, execution
@@ -97,8 +97,8 @@ class Edit:
         self.keyframes, self.editor, self.keep_history = keyframes, config.editor, keep_history
         self.conditioning = conditioning or Conditioning.of(model, config)
         self.denoiser = Denoiser(
-            model, trajectory, self.conditioning, self.editor, self.guidance_scale, config.rule, self.interval, Blocks(execution.block_size),
-            config.max_joint_keyframes, record,
+            model, trajectory, self.conditioning, self.editor, self.guidance_scale, config.rule, self.interval,
+            Blocks(execution.block_size), config.max_joint_keyframes, record,
         )
         self.index = self.first = self.editor.first_step(len(self.timesteps))
         self.latents = self._start()  # (f, c, h, w)
@@ -115,43 +115,48 @@ class Edit:
         return self.index == len(self.timesteps)
 
     def _start(self) -> torch.Tensor:
-        "The latents to start from, asked a block at a time."
+        "The latents to start from, made a block at a time."
         start, size = remeasured_start if self.config.remeasure else self.editor.start, self.execution.block_size
-        step = self.at(latents=None)
-        blocks = (replace(step, rows=step.rows[first : first + size]) for first in range(0, len(step.rows), size))
-        shape, name = self.trajectory.at(None, [0]), f"{type(self.editor).__name__}.start"
-        return torch.cat([like_latents(name, start(block), shape.expand(len(block.rows), -1, -1, -1)) for block in blocks])
+        one, name = self.trajectory.at(None, [0]), f"{type(self.editor).__name__}.start"
+        step, parts = self.at(latents=None), []
+        for first in range(0, len(step.rows), size):
+            block = replace(step, rows=step.rows[first : first + size])
+            parts.append(like_latents(name, start(block), one.expand(len(block.rows), -1, -1, -1)))
+        return torch.cat(parts)
 
     def at(self, index: int | None = None, **changes: Any) -> Step:
-        "What the editor and the denoiser are given at a step; None: the one to be taken next."
+        "The `Step` for the editor and the denoiser at an index; None: the step to be taken next."
         index = self.index if index is None else index
         latents = changes.pop("latents") if "latents" in changes else self.latents
         rows = list(range(len(self.trajectory)))
-        timestep = [*self.timesteps, None][index]
-        return replace(Step(self.model, self.trajectory, self.config.prompt, index, len(self.timesteps), timestep, rows, latents), **changes)
+        count, timestep = len(self.timesteps), [*self.timesteps, None][index]
+        step = Step(self.model, self.trajectory, self.config.prompt, index, count, timestep, rows, latents)
+        return replace(step, **changes)
 
     def noise(
         self,
-        watch: Callable | None = None,  # is shown the tokens of every frame: see `Context`
+        watch: Callable | None = None,  # is called with the tokens of every frame: see `Context`
     ) -> torch.Tensor:
         "The guided noise `(f, c, h, w)` at the current step, without taking it."
         return self.denoiser.noise(self.at(), self.keyframes[self.index], watch, self.config.guided(self.index))
 
     def step(self) -> "Edit":
-        "One denoising step. Raises `EditError` when there is none left, `ModelError` when the latents are no longer finite."
+        """One denoising step. Raises `EditError` when there is none left, `ModelError` when the latents are no longer
+        finite."""
         if self.done:
             raise EditError("the edit is done: fork it, or go back()")
         timestep, below = self.timesteps[self.index], [*self.timesteps, None][self.index + 1]
         levels = self.model.schedule.level(timestep), self.model.schedule.level(below)
-        latents = torch.empty_like(self.latents)
-        with closing(self.denoiser.by_blocks(self.at(), self.keyframes[self.index], guided=self.config.guided(self.index))) as passes:
+        latents, guided = torch.empty_like(self.latents), self.config.guided(self.index)
+        with closing(self.denoiser.by_blocks(self.at(), self.keyframes[self.index], guided=guided)) as passes:
             for rows, noise in passes:
                 latents[rows] = ddim_move(self.latents[rows], noise, *levels)
         after = self.editor.after_step(self.at(timestep=below, latents=latents))
         latents = like_latents(f"{type(self.editor).__name__}.after_step", after, latents)
         check_finite(latents, f"step {self.index + 1} of {len(self.timesteps)} (timestep {timestep})", self.model)
         history = [*self.history, self.latents] if self.keep_history else []
-        self.history, self.latents, self.index = history, latents, self.index + 1  # at once: an interrupt finds all or none
+        # all at once, so that an interrupt cannot come between them
+        self.history, self.latents, self.index = history, latents, self.index + 1
         return self
 
     def back(self) -> "Edit":
@@ -175,11 +180,12 @@ class Edit:
                 bar.update()
                 if callback:
                     callback(self)
-        self.denoiser.context = None  # what it keeps of keyframes is of no more use
+        self.denoiser.context = None  # frees the memory that it keeps for keyframes
         return self
 
     def fork(self, **changes) -> "Edit":
-        "A second edit that goes on from here with other settings. Raises `EditError` for settings that decide what is already done."
+        """A second edit that goes on from here with other settings.
+        Raises `EditError` for settings of the inversion, or of steps that are already taken."""
         config = replace(self.config, **changes)
         if needs := sorted(_NEEDS_INVERSION & set(changes)):
             raise EditError(f"{', '.join(needs)} needs another inversion: use edit_video, or invert() and a new Edit")
@@ -189,7 +195,8 @@ class Edit:
             raise EditError(f"{names} decides steps already taken: go back() to step {self.first}, or start a new edit")
         same = {} if changes else dict(conditioning=self.conditioning, keyframes=self.keyframes)
         record = None if starts or _DECIDES_RECORD & set(changes) else self.denoiser.record
-        other = Edit(self.model, self.trajectory, config, self.clip, self.execution, record=record, keep_history=self.keep_history, **same)
+        same |= dict(record=record, keep_history=self.keep_history)
+        other = Edit(self.model, self.trajectory, config, self.clip, self.execution, **same)
         if not starts:
             other.latents, other.index, other.history = self.latents, self.index, list(self.history)
         return other
@@ -199,9 +206,10 @@ class Edit:
         positions: list[int],  # which frames
         **changes: Any,  # settings
     ) -> "Edit":
-        "An edit of some frames alone, from its start: all of them jointly, if nothing else is asked."
+        "An edit of some frames alone, from its start. They are edited jointly, unless `changes` say otherwise."
         config = replace(self.config, **dict(rule="joint", keyframe_interval=None) | changes)
-        same = {} if {"prompt", "source_prompt", "negative_prompt"} & set(changes) else dict(conditioning=self.conditioning)
+        has_new_prompt = {"prompt", "source_prompt", "negative_prompt"} & set(changes)
+        same = {} if has_new_prompt else dict(conditioning=self.conditioning)
         return Edit(self.model, self.trajectory.excerpt(positions), config, self.clip, self.execution, **same)
 
     def decode(self, latents: torch.Tensor | None = None) -> Clip:
@@ -209,7 +217,8 @@ class Edit:
         latents = self.latents if latents is None else latents
 
         def work(rows: slice) -> np.ndarray:
-            check_finite(latents[rows], f"step {self.index} of {len(self.timesteps)}", self.model)  # or they would become a black film
+            # NaN would become a black film
+            check_finite(latents[rows], f"step {self.index} of {len(self.timesteps)}", self.model)
             return self.model.decode(latents[rows])
 
         blocks = self.denoiser.blocks.map(work, len(latents))
@@ -223,34 +232,40 @@ class Edit:
         return predicted_clean(self.latents, self.noise(), self.model.schedule.level(self.timesteps[self.index]))
 
     def preview(self, frames: int = 4, progress: bool = False) -> Clip:
-        "A few evenly spaced frames, edited jointly through all steps: what the clip will look like, in a fraction of the time."
+        "A few evenly spaced frames, edited jointly through all steps. Much faster than the whole clip."
         frames = min(whole("frames", frames, 1), len(self))
         positions = np.unique(np.linspace(0, len(self) - 1, frames).round().astype(int)).tolist()
         return self.excerpt(positions).run(progress=progress).decode()
 
     def save(self, path: str | Path) -> Path:
-        "One safetensors file with latents, source clip and settings, written atomically. `Edit.load` goes on from it."
+        "Writes a safetensors file with latents, source clip and settings, whole or not at all. `Edit.load` reads it."
         if self.clip is None:
             raise EditError("an edit without its clip cannot be saved: give clip= to Edit")
         return _save_edit(self, writable_file("path", path))
 
     @classmethod
-    def load(cls, path: str | Path, model: Model | None = None, store: Store | None = None, progress: bool = False) -> "Edit":
-        "An edit as it was saved; its trajectory comes from the store, or is computed again. Raises `EditError` for another model's edit."
+    def load(
+        cls, path: str | Path, model: Model | None = None, store: Store | None = None, progress: bool = False
+    ) -> "Edit":
+        """An edit as it was saved. Its trajectory comes from the store, or is computed again.
+        Raises `EditError` for another model's edit."""
         state, config, latents, clip = _read_edit(checked_path("path", path))
         model = model or load_model(state["model"])
         if model.digest != state["digest"]:
-            raise EditError(f"{path} was made with {state['model']!r} of digest {state['digest']}; this model's is {model.digest}")
+            made = f"made with {state['model']!r} of digest {state['digest']}"
+            raise EditError(f"{path} was {made}; this model's is {model.digest}")
         edit = drive(starting(model, clip, config, Execution(store=store, source_branch="live")), progress)
         edit.keep_history = True
-        if latents.shape != edit.latents.shape or state["index"] not in range(edit.first, len(edit.timesteps) + 1) or not torch.isfinite(latents).all():
+        possible = latents.shape == edit.latents.shape and edit.first <= state["index"] <= len(edit.timesteps)
+        if not possible or not torch.isfinite(latents).all():
             raise EditError(f"path={str(path)!r} is damaged: its latents do not fit its settings; run the edit anew")
         edit.latents, edit.index = latents, state["index"]
         return edit
 
 
 def like_latents(name: str, found: Any, latents: torch.Tensor) -> torch.Tensor:
-    "Latents from outside, as the edit has its own. Raises `ValueError` naming where they come from unless they are of the same shape."
+    """Latents from a callback or an editor, on the device and with the dtype of the edit's own.
+    Raises `ValueError` with the name of their origin unless they have the same shape."""
     if not isinstance(found, torch.Tensor) or found.shape != latents.shape:
         what = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise ValueError(f"{name} returned {what}: it must return latents of shape {tuple(latents.shape)}")
@@ -258,8 +273,8 @@ def like_latents(name: str, found: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _save_edit(edit: Edit, path: Path) -> Path:
-    state = dict(index=edit.index, config=edit.config.settings(), model=edit.model.name, digest=edit.model.digest, version=__version__)
-    state |= dict(fps=edit.clip.fps, source=edit.clip.source, start=edit.clip.start)
+    state = dict(index=edit.index, config=edit.config.settings(), model=edit.model.name, digest=edit.model.digest)
+    state |= dict(version=__version__, fps=edit.clip.fps, source=edit.clip.source, start=edit.clip.start)
     tensors = dict(latents=edit.latents.contiguous(), frames=torch.from_numpy(edit.clip.frames.copy()))
     with replaced(path) as part:
         safetensors.torch.save_file(tensors, part, metadata=dict(state=json.dumps(state)))
@@ -273,41 +288,48 @@ def _read_edit(path: Path) -> tuple[dict, EditConfig, torch.Tensor, Clip]:
         with safetensors.safe_open(path, "pt") as file:
             state = json.loads((file.metadata() or {})["state"])
             latents, frames = file.get_tensor("latents"), file.get_tensor("frames").numpy()
-        whole("index", state["index"], 0), text("model", state["model"], needed="a name"), text("digest", state["digest"], needed="a digest")
-        return state, EditConfig(**state["config"]), latents, Clip(frames, fps=state["fps"], source=state["source"], start=state["start"])
+        whole("index", state["index"], 0)
+        text("model", state["model"], needed="a name")
+        text("digest", state["digest"], needed="a digest")
+        config = EditConfig(**state["config"])
+        clip = Clip(frames, fps=state["fps"], source=state["source"], start=state["start"])
+        return state, config, latents, clip
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise EditError(f"path={str(path)!r} holds no edit ({shown(error)}): give the file that Edit.save wrote") from error
+        problem = f"path={str(path)!r} holds no edit ({shown(error)})"
+        raise EditError(f"{problem}: give the file that Edit.save wrote") from error
 
 # %% ../nbs/09_edit.ipynb #ebc1bd8c
 CHECKPOINT_SECONDS = 5.0  # between checkpoints, at least
 
 
 class _Checkpoints:
-    "Called after each step, puts the latents into a draft when it is time, and drops the checkpoint before."
+    "Writes the latents into a draft from time to time, and removes the previous checkpoint. Called after each step."
 
     def __init__(self, draft: Draft):
         self.draft, self.last = draft, time.monotonic()
         self.names = sorted({Path(file).stem for file in draft.files})
 
     def restore(self, edit: Edit):
-        "Takes an edit to the last checkpoint. If that does not fit the edit, all are dropped with a warning."
-        kept = self.names[-1:]  # a process that died between the two left another before it
+        "Sets an edit to the last checkpoint. If that does not fit the edit, warns and removes all checkpoints."
+        kept = self.names[-1:]  # there are two if the process was killed before the older one was removed
         try:
             for name in kept:
                 edit.latents, edit.index = self._read(name, edit)
         except (ValueError, KeyError, safetensors.SafetensorError) as error:
-            warnings.warn(f"a checkpoint of the edit is damaged ({error}); it is removed, and the edit begins anew", stacklevel=3)
+            message = f"a checkpoint of the edit is damaged ({error}); it is removed, and the edit begins anew"
+            warnings.warn(message, stacklevel=3)
             kept = []
         self._drop([name for name in self.names if name not in kept])
         self.names = kept
 
     def _read(self, name: str, edit: Edit) -> tuple[torch.Tensor, int]:
-        "Latents and step of a checkpoint. Raises `ValueError` when they are not those of an edit like this."
+        "Latents and step of a checkpoint. Raises `ValueError` when they do not fit the edit."
         steps = {f"step-{step:04d}": step for step in range(edit.first + 1, len(edit.timesteps) + 1)}
         if name not in steps:
             raise ValueError(f"{name} is none of its steps")
         latents = self.draft.load(name)["latents"]
-        if (latents.shape, latents.dtype) != (edit.latents.shape, edit.latents.dtype) or not torch.isfinite(latents).all():
+        fits = (latents.shape, latents.dtype) == (edit.latents.shape, edit.latents.dtype)
+        if not fits or not torch.isfinite(latents).all():
             raise ValueError(f"{name} does not hold its latents")
         return latents, steps[name]
 
@@ -328,9 +350,10 @@ class _Checkpoints:
 
 
 def edit_key(edit: Edit) -> str:
-    "The name of an edit in the store, made from all that decides its numbers as they are now."
+    "The name of an edit in the store: a digest of all that decides its result."
     groups = [group.everybody for group in joint_groups(edit.keyframes.shape[-1], edit.config.max_joint_keyframes)]
-    settings = edit.config.settings() | dict(editor=identity(edit.editor), processor=edit.denoiser.processor.__qualname__)
+    settings = edit.config.settings()
+    settings |= dict(editor=identity(edit.editor), processor=edit.denoiser.processor.__qualname__)
     how = settings, edit.guidance_scale, edit.interval, edit.keyframes, groups
     return "edit-" + digest(edit.trajectory.entry.key, edit.model.digest, vars(edit.conditioning), *how)
 
@@ -338,11 +361,13 @@ def edit_key(edit: Edit) -> str:
 def kept_steps(
     edit: Edit,  # at its start
 ) -> Generator[Stage, None, int]:
-    "Takes all steps of an edit, through interruptions: yields a `Stage` after each. Returns the step that it began with, later than the first where an earlier run ended."
+    """Takes all steps of an edit, and resumes an interrupted one. Yields a `Stage` after each step.
+    Returns the index of the step that it began with."""
     store, key, fingerprint = edit.execution.store or Store(), edit_key(edit), edit.model.digest
     if not edit.execution.resume:
         store.remove(key)
-    meta = dict(kind="edit", prompt=edit.config.prompt, frames=len(edit), steps=len(edit.timesteps), trajectory=edit.trajectory.entry.key)
+    meta = dict(kind="edit", prompt=edit.config.prompt, frames=len(edit), steps=len(edit.timesteps))
+    meta |= dict(trajectory=edit.trajectory.entry.key)
     with store.drafting(key, meta) as draft:
         if not draft.finished:
             checkpoints = _Checkpoints(draft)
@@ -350,24 +375,25 @@ def kept_steps(
             begun = edit.index
             try:
                 yield from _taken(edit, checkpoints)
-            except BaseException:  # interrupted, or closed by a panel: the steps that were taken are kept
+            except BaseException:  # interrupted, or closed by a panel: keep the steps that were taken
                 with suppress(Exception):
                     checkpoints.put(edit)
                 raise
             edit.model.check_unchanged(fingerprint, draft)
             return begun
-    edit.latents, edit.index = store.made(key).tensor(f"step-{len(edit.timesteps):04d}", "latents"), len(edit.timesteps)
+    last = len(edit.timesteps)
+    edit.latents, edit.index = store.made(key).tensor(f"step-{last:04d}", "latents"), last
     return edit.index
 
 
 def _taken(edit: Edit, callback: Callable[[Edit], None]) -> Generator[Stage, None, int]:
-    "Takes the steps that are left; returns the one that it began with."
+    "Takes the remaining steps. Returns the index of the step that it began with."
     begun = edit.index
     while not edit.done:
         edit.step()
         callback(edit)
         yield Stage("edit", edit.index - edit.first, len(edit.timesteps) - edit.first)
-    edit.denoiser.context = None  # what it keeps of keyframes is of no more use
+    edit.denoiser.context = None  # frees the memory that it keeps for keyframes
     return begun
 
 # %% ../nbs/09_edit.ipynb #b74e4593
@@ -380,15 +406,16 @@ def starting(
     config: EditConfig,
     execution: Execution = Execution(),
     keyframes: torch.Tensor | None = None,  # (steps, intervals) frame indices; None: drawn from the seed
-    prepare: Callable[[Edit], None] | None = None,  # is given the edit before anything is recorded: exchanges its denoiser, for instance
-    seconds: dict[str, float] | None = None,  # by stage; is added to
+    prepare: Callable[[Edit], None] | None = None,  # called with the edit before recording: may replace its denoiser
+    seconds: dict[str, float] | None = None,  # by stage; this call adds its own
 ) -> Generator[Stage, None, Edit]:
-    "Inverts a clip, and records its source branch: yields a `Stage` after each step, returns the `Edit` at its start."
+    "Inverts a clip and records its source branch. Yields a `Stage` after each step; returns the `Edit` at its start."
     seconds = {} if seconds is None else seconds
-    walk = inverting(
-        model, clip, config.source_prompt, config.num_inference_steps, config.inversion_steps, execution.block_size, execution.store, config.correction
+    steps = inverting(
+        model, clip, config.source_prompt, config.num_inference_steps, config.inversion_steps, execution.block_size,
+        execution.store, config.correction,
     )
-    trajectory = yield from timed(walk, seconds, "invert")
+    trajectory = yield from timed(steps, seconds, "invert")
     edit = Edit(model, trajectory, config, clip, execution, keyframes=keyframes, keep_history=False)
     if prepare:
         prepare(edit)
@@ -398,9 +425,10 @@ def starting(
 
 
 def _recording(edit: Edit) -> Generator[Stage, None, SourceRecord]:
-    "The record for the steps that an edit takes, no others."
+    "Records the source branch for the steps that an edit takes."
     timesteps, keyframes = edit.timesteps[edit.first :], edit.keyframes[edit.first :]
-    how = edit.interval, edit.config.rule, edit.config.max_joint_keyframes, edit.execution.block_size, edit.execution.store
+    config, execution = edit.config, edit.execution
+    how = edit.interval, config.rule, config.max_joint_keyframes, execution.block_size, execution.store
     return recording(edit.model, edit.trajectory, timesteps, keyframes, *how)
 
 
@@ -411,10 +439,11 @@ def stages(
     execution: Execution = Execution(),
     *,
     keyframes: torch.Tensor | None = None,  # (steps, intervals) frame indices; None: drawn from the seed
-    prepare: Callable[[Edit], None] | None = None,  # is given the edit before its first step
+    prepare: Callable[[Edit], None] | None = None,  # called with the edit before its first step
     callback_on_step_end: CallbackOnStepEnd | None = None,  # may replace the latents
 ) -> Generator[Stage, None, EditResult]:
-    "The whole way from a clip to its `EditResult`: yields a `Stage` after each step. What is in the store is not computed again."
+    """Edits a clip, from inversion to the `EditResult`. Yields a `Stage` after each step.
+    Results that are in the store are not computed again."""
     seconds: dict[str, float] = {}
     edit = yield from starting(model, clip, config, execution, keyframes, prepare, seconds)
     if callback_on_step_end or not execution.keep:
@@ -428,7 +457,8 @@ def stages(
     yield Stage("decode", len(edited), len(edited))
     about = dict(name=model.name, digest=model.digest, device=str(model.device), dtype=str(model.dtype))
     found = replace(config, guidance_scale=edit.guidance_scale, keyframe_interval=edit.interval)
-    return EditResult(edited, clip, found, about, {name: round(each, 3) for name, each in seconds.items()}, begun)
+    timings = {name: round(each, 3) for name, each in seconds.items()}
+    return EditResult(edited, clip, found, about, timings, begun)
 
 
 def _told(callback: CallbackOnStepEnd | None, edit: Edit) -> None:
@@ -442,7 +472,8 @@ def _told(callback: CallbackOnStepEnd | None, edit: Edit) -> None:
 
 # %% ../nbs/09_edit.ipynb #906fb0e4
 def known_device(name: str, value: str | torch.device | None, here: bool = True) -> str | None:
-    "The name of a device, or None for the best one. Raises `ValueError` for what is none, or is not in this machine unless that does not matter."
+    """The name of a device, or None for the best one. Raises `ValueError` for another value.
+    With `here`, also for a device that this machine does not have."""
     if value is None:
         return None
     try:
@@ -454,17 +485,19 @@ def known_device(name: str, value: str | torch.device | None, here: bool = True)
 
 def file_of(source: str | Path | Clip | np.ndarray) -> str | Path | None:
     "The file of a source; None for frames."
-    return source.source if isinstance(source, Clip) else source if isinstance(source, str | os.PathLike) else None
+    if isinstance(source, Clip):
+        return source.source
+    return source if isinstance(source, str | os.PathLike) else None
 
 
 @with_options(EditConfig, Execution, Reading)
 def edit_video(
     clip: str | Path | Clip | np.ndarray,  # a video file, a `Clip`, or frames (f, h, w, 3)
     prompt: str | None = None,  # what the edited clip shows; None: as in `config`
-    config: EditConfig | None = None,  # settings to start from, `EditConfig.published(...)` for instance; None: the defaults
+    config: EditConfig | None = None,  # settings to start from, such as `EditConfig.published(...)`; None: the defaults
     *,
     model: str | Path | Model = "sd1.5",  # an alias, a folder, a hub id, or a loaded model; "toy" runs anywhere
-    callback_on_step_end: CallbackOnStepEnd | None = None,  # as in diffusers: may look at the latents, and replace them
+    callback_on_step_end: CallbackOnStepEnd | None = None,  # as in diffusers: may read and replace the latents
     out: str | Path | None = None,  # an .mp4 file, or a folder for edited.mp4 and run.json
     device: str | None = None,  # None: the best there is
     progress: bool = True,
@@ -480,9 +513,11 @@ def edit_video(
     timings["read"] = clock()
     model, fit = fitted(film, config, model, reading.size, device)
     if progress:
-        tqdm.write(f"{fit!r} · {fit.fit or 'size unchanged'} · {model.name} on {model.device}, {str(model.dtype).removeprefix('torch.')}")
+        dtype = str(model.dtype).removeprefix("torch.")
+        tqdm.write(f"{fit!r} · {fit.fit or 'size unchanged'} · {model.name} on {model.device}, {dtype}")
     timings["load"] = clock()
-    memory, forecast = PeakMemory(model.device), _forecast(model, fit, config, execution, progress)  # in this order: a forecast counts what its probe leaves
+    memory = PeakMemory(model.device)  # before the forecast, which counts the memory that its test step keeps
+    forecast = _forecast(model, fit, config, execution, progress)
     if forecast:
         timings["plan"] = clock()
     result = drive(stages(model, fit, config, execution, callback_on_step_end=callback_on_step_end), progress)
@@ -495,7 +530,7 @@ def edit_video(
 
 
 def known_options(options: dict[str, Any], *kinds: type) -> dict[str, Any]:
-    "The options themselves, if all are settings of an edit or of these dataclasses. Raises `ValueError` for another name."
+    "The options, if all are settings of an edit or of these dataclasses. Raises `ValueError` for another name."
     valid = [*option_names(), *(each.name for kind in kinds for each in fields(kind))]
     for name in options:
         choice("option", name, valid)
@@ -509,18 +544,20 @@ def fitted(
     size: tuple[int, int] | None,  # (height, width); None: the model's own
     device: str | None = None,
 ) -> tuple[Model, Clip]:
-    "The model, and the clip at a size for it. Raises `ValueError` for settings that do not fit the two, first those that need no model."
+    """The model, and the clip at a size for it. Raises `ValueError` for settings that do not fit; those that need no
+    model are checked before it is loaded."""
     if settings.keyframe_interval is not None:
         intervals(len(film), settings.keyframe_interval)
     if isinstance(model, Model) and device is not None and torch.device(device).type != model.device.type:
-        refuse("device", device, f"the model that was given is on {model.device}: leave device out, or give the model's name")
+        remedy = "leave device out, or give the model's name"
+        refuse("device", device, f"the model that was given is on {model.device}: {remedy}")
     model = load_model(model, device=device)
     inversion_grid(model, settings.num_inference_steps, settings.inversion_steps)
     return model, fit_clip(film, size or default_size(model, film), multiple=model.multiple)
 
 
 def _forecast(model: Model, clip: Clip, settings: EditConfig, execution: Execution, progress: bool) -> Forecast | None:
-    "What the edit will need, printed; None where nobody looks."
+    "Prints what the edit will need, and returns it. None without progress."
     if not progress:
         return None
     forecast = plan(clip, settings, model, execution)

@@ -21,20 +21,20 @@ from typing import Any
 def replaced(
     path: str | os.PathLike,  # the file to write; its folder is made
 ) -> Iterator[Path]:
-    "A path in the same folder to write to. It takes the place of `path` when the block ends, and is removed when it raises."
-    path = Path(os.path.realpath(path))  # where a link leads: the link stays
+    "A path in the same folder to write to. It replaces `path` when the block ends, and is removed when it raises."
+    path = Path(os.path.realpath(path))  # the target of a link, so that the link stays
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{uuid.uuid4().hex[:12]}{path.suffix if len(path.suffix) < 20 else ''}")
     try:
         yield part
         os.replace(part, path)
     finally:
-        with suppress(FileNotFoundError):  # it took its place
+        with suppress(FileNotFoundError):  # it was renamed
             part.unlink()
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
-    "Writes text as UTF-8, whole or not at all. What UTF-8 cannot say, such as half of a character, is written as an escape."
+    "Writes text as UTF-8, whole or not at all. What UTF-8 cannot encode is written as an escape."
     with replaced(path) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
     return Path(path)
@@ -46,12 +46,15 @@ def write_json(path: str | os.PathLike, value: Any, **options: Any) -> Path:
 
 # %% ../nbs/00_files.ipynb #45f4aafc
 FILMS = (".mp4", ".gif")
-_NOT_WRITTEN = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv", ".apng", ".jpeg", ".jpg", ".png", ".webp")
-_LONGEST_NAME = 240  # bytes of a film's name: file systems allow 255, and while it is written its name is longer
+_NOT_WRITTEN = (
+    ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv", ".apng", ".jpeg", ".jpg", ".png",
+    ".webp",
+)
+_LONGEST_NAME = 240  # bytes of a film's name: file systems allow 255, and its temporary name is longer
 
 
 def checked_path(name: str, value: Any, error: type[Exception] = ValueError) -> Path:
-    "A path from an argument, with `~` expanded. Raises an error for what names nothing."
+    "A path from an argument, with `~` expanded. Raises an error for what cannot be a name."
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes) or not str(value).strip():
         raise error(f"{name}={value!r}: give the name of a file or folder; '.' is the folder {ascii(os.getcwd())}")
     path = os.path.expanduser(value)
@@ -60,11 +63,12 @@ def checked_path(name: str, value: Any, error: type[Exception] = ValueError) -> 
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as problem:
-        if getattr(problem, "errno", None) not in (errno.ENOTDIR, errno.EACCES):  # these two are told by what looks at the folder
+        if getattr(problem, "errno", None) not in (errno.ENOTDIR, errno.EACCES):  # `_check_above` reports these two
             why = getattr(problem, "strerror", None) or str(problem)
             raise error(f"{name}={_short(path)}: this cannot be a name ({why}): give another") from None
-    if long := [part for part in Path(path).parts if len(os.fsencode(part)) > 255 or is_film(part) and len(os.fsencode(part)) > _LONGEST_NAME]:
-        raise error(f"{name}={_short(path)}: {len(os.fsencode(long[0]))} bytes are too long for a name: give at most {_LONGEST_NAME}")
+    for part in Path(path).parts:
+        if (size := len(os.fsencode(part))) > (_LONGEST_NAME if is_film(part) else 255):
+            raise error(f"{name}={_short(path)}: {size} bytes are too long for a name: give at most {_LONGEST_NAME}")
     return Path(path)
 
 
@@ -78,7 +82,7 @@ def is_film(path: str | os.PathLike) -> bool:
 
 # %% ../nbs/00_files.ipynb #fa44a8a8
 def writable_folder(name: str, value: Any, error: type[Exception] = ValueError) -> Path:
-    "The path of a folder that results can go to, which need not exist yet."
+    "The path of a folder for results. It need not exist yet."
     path = checked_path(name, value, error)
     if os.path.lexists(path) and not os.path.isdir(path):
         raise error(f"{name}={str(path)!r} is a file: give a folder, the results get their names inside it")
@@ -87,7 +91,7 @@ def writable_folder(name: str, value: Any, error: type[Exception] = ValueError) 
 
 
 def writable_file(name: str, value: Any, error: type[Exception] = ValueError) -> Path:
-    "The path of a file that can be written, or written anew."
+    "The path of a file that can be written. It may exist."
     path = checked_path(name, value, error)
     if os.path.isdir(path):
         raise error(f"{name}={str(path)!r} is a folder: give the name of a file in it")
@@ -110,7 +114,7 @@ def writable_target(
     source: str | os.PathLike | None = None,  # the file that is edited, which must not be overwritten
     error: type[Exception] = ValueError,
 ) -> Path:
-    "The path that a result can be saved as: of a film, or of a folder. Raises an error that says what cannot be, and what to give."
+    "The path of a film or a folder to save a result as. Raises an error that says what to give instead."
     path = checked_path(name, value, error)
     if not is_film(path) and path.suffix.lower() in _NOT_WRITTEN and not os.path.isdir(path):
         raise error(f"{name}={str(path)!r}: give a file ending in .mp4 or .gif, or a folder")

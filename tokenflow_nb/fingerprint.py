@@ -45,13 +45,14 @@ def _sums(
     return torch.cat([*sums, (rest * factors[: len(rest)]).sum(0, keepdim=True)])
 
 
-_SMALL = 1 << 20  # bytes of a tensor that is not worth a sum of its own
+_SMALL = 1 << 20  # bytes; smaller tensors are summed together
 
 
 def _content(tensors: list[torch.Tensor]) -> bytes:
-    "What stands for the numbers of many tensors of one device, which is waited for once. The small ones are summed together."
+    "The sums of many tensors on one device, copied to the CPU at once. Small tensors are summed together."
     small = [_bytes(tensor) for tensor in tensors if tensor.nbytes <= _SMALL]
-    filled = torch.zeros(-sum(map(len, small)) % 8, dtype=torch.uint8, device=tensors[0].device)  # to whole words, once
+    # up to whole words, once for all small ones
+    filled = torch.zeros(-sum(map(len, small)) % 8, dtype=torch.uint8, device=tensors[0].device)
     sums = [_sums(tensor) for tensor in tensors if tensor.nbytes > _SMALL] + [_sums(torch.cat([*small, filled]))]
     return torch.cat(sums).cpu().numpy().tobytes()
 
@@ -66,8 +67,9 @@ _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dty
 
 
 def _settings(owner: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
-    "Names and values that decide what is computed, in an order of their own."
-    named = owner if all(type(name) is str for name in owner) else {str(name): value for name, value in owner.items()}
+    "Names and values that decide what is computed, sorted by name."
+    all_text = all(type(name) is str for name in owner)
+    named = owner if all_text else {str(name): value for name, value in owner.items()}
     is_config = "_class_name" in named or "_use_default_values" in named or "transformers_version" in named
     for name in sorted(named):
         hidden = is_config and name.startswith("_")  # where it was read from, and by which version
@@ -76,14 +78,14 @@ def _settings(owner: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 class _Found:
-    "What was met on the way through a network."
+    "The objects that were seen in a network so far."
 
     def __init__(self):
         self.tensors: list[torch.Tensor] = []
-        self._met: dict[int, Any] = {}  # the objects themselves: so that no other gets the same id
+        self._met: dict[int, Any] = {}  # keeps the objects, so that no other gets the same id
 
     def again(self, thing: Any) -> bool:
-        "Whether this object was met before: a hook may point back to its network."
+        "Whether this object was seen before: a hook may point back to its network."
         if id(thing) in self._met:
             return True
         self._met[id(thing)] = thing
@@ -91,15 +93,16 @@ class _Found:
 
 
 def _described(value: Any, found: _Found, depth: int = 0) -> str:
-    "A text for a value; the tensors in it are added to those found, and stand in the text by shape and precision."
+    "A text for a value. Its tensors are added to `found`; the text holds their shape and dtype."
     describe = lambda part: _described(part, found, depth + 1)  # noqa: E731
-    if isinstance(value, Enum) or value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype):
+    if value is None or isinstance(value, Enum | bool | int | float | complex | str | bytes | torch.dtype):
         return repr(value)
     if isinstance(value, torch.Tensor):
         found.tensors.append(value)
         return f"{value.dtype}{tuple(value.shape)}"
-    own_of_torch = type(value).__module__.partition(".")[0] == "torch" and not isinstance(value, torch.nn.Module | tuple)
-    if own_of_torch or depth == _DEEPEST:  # a device, a generator, what a compiled network keeps: not what it computes
+    of_torch = type(value).__module__.partition(".")[0] == "torch"
+    # a device, a generator, the cache of a compiled network: these do not decide what is computed
+    if (of_torch and not isinstance(value, torch.nn.Module | tuple)) or depth == _DEEPEST:
         return type(value).__qualname__
     if isinstance(value, dict):
         return "{" + ",".join(f"{name}:{describe(part)}" for name, part in _settings(value)) + "}"
@@ -117,7 +120,7 @@ def _described(value: Any, found: _Found, depth: int = 0) -> str:
 
 
 def _code(call: Callable, describe: Callable[[Any], str]) -> str:
-    "What a function does: its code, and the values that it has enclosed. Empty for an object that can be called."
+    "A text for a function: its code, and the values of its closure. Empty for other callable objects."
     if isinstance(call, types.MethodType):
         return f"{_code(call.__func__, describe)} of {type(call.__self__).__qualname__}"
     if isinstance(call, partial):
@@ -134,13 +137,14 @@ def _code(call: Callable, describe: Callable[[Any], str]) -> str:
 
 # %% ../nbs/01_fingerprint.ipynb #95afe7ed
 def _layers(network: torch.nn.Module, found: _Found, depth: int = 0) -> Iterator[str]:
-    "A line for each layer that was not met before; its weights are added to what was found."
+    "A line for each layer that was not seen before. Its weights are added to `found`."
     for name, layer in network.named_modules():
         if found.again(layer):
             continue
-        tensors = [f"{key}:{_described(each, found)}" for key, each in (*layer._parameters.items(), *layer._buffers.items())]
+        named = (*layer._parameters.items(), *layer._buffers.items())
+        tensors = [f"{key}:{_described(each, found)}" for key, each in named]
         rest = [(key, value) for key, value in vars(layer).items() if key not in _INNER]
-        plain = sorted(f"{key}:{value!r}" for key, value in rest if type(value) in _PLAIN)  # nearly all, so not one by one
+        plain = sorted(f"{key}:{value!r}" for key, value in rest if type(value) in _PLAIN)  # nearly all: this is faster
         others = _described({key: value for key, value in rest if type(value) not in _PLAIN}, found, depth)
         hooks = _described([*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()], found, depth)
         yield f"{name}:{type(layer).__module__}.{type(layer).__qualname__}{tensors}{plain}{others}{hooks}"
@@ -149,7 +153,7 @@ def _layers(network: torch.nn.Module, found: _Found, depth: int = 0) -> Iterator
 def fingerprint(
     *parts: Any,  # torch modules, tensors, settings: numbers, text, lists, dicts, objects with attributes
 ) -> str:
-    "24 hexadecimal characters that stand for what these parts compute with as they are now, on whichever device."
+    "24 hexadecimal characters for what these parts compute with, as they are now. The device does not matter."
     found = _Found()
     text = "\n".join(_described(part, found) for part in parts)
     hasher = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12)

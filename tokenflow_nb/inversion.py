@@ -28,7 +28,8 @@ def inversion_grid(
     steps: int,  # timesteps of the edit, all of them kept
     inversion_steps: int | None = None,  # timesteps that the inversion visits at least; None: the edit's own
 ) -> tuple[list[int], list[int]]:
-    "`(visited, kept)` timesteps, clean end first. The noisiest visited one is always kept. Raises `ModelError` for impossible steps."
+    """`(visited, kept)` timesteps, clean end first. The noisiest visited one is always kept.
+    Raises `ModelError` for impossible numbers of steps."""
     edit = model.schedule.timesteps(steps)
     finer = model.schedule.timesteps(inversion_steps, "inversion_steps") if inversion_steps is not None else edit
     visited = sorted({*edit, *finer})
@@ -37,20 +38,23 @@ def inversion_grid(
 # %% ../nbs/03_inversion.ipynb #93f3d6c0
 @dataclass(frozen=True)
 class Correction:
-    "How a step up comes near to the latents from which the step down leads back."
+    "How an inversion step finds latents from which the denoising step leads back to where it started."
 
-    predicts: bool  # begin at the latents that the noise of the step before leads to, not at those that the step starts from
-    evaluations: int  # of the model, for each frame and step; each but the first at the latents that the one before leads to
+    # the first evaluation is at the latents that the noise of the previous step leads to, not at the step's own
+    predicts: bool
+    # of the model, for each frame and step; later ones are at the latents that the previous evaluation leads to
+    evaluations: int
 
     def __call__(
         self,
         latents: torch.Tensor,  # (f, c, h, w) at the lower level
-        before: torch.Tensor | None,  # the noise of the step before; None: there was none
+        before: torch.Tensor | None,  # the noise of the previous step; None: there was none
         levels: tuple[float, float],  # ᾱ of the lower level and of the upper one
-        noise_at: Callable[[torch.Tensor], torch.Tensor],  # the noise that the model sees in latents at the upper level
+        noise_at: Callable[[torch.Tensor], torch.Tensor],  # the model's noise for latents at the upper level
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        "The latents at the upper level and the noise that led there, both `(f, c, h, w)`; the noise is what the last evaluation saw."
-        leads_up = self.predicts and before is not None and levels[1] > 0  # to noise alone leads only what is seen there
+        """The latents at the upper level and the noise that led there, both `(f, c, h, w)`.
+        The noise is that of the last evaluation."""
+        leads_up = self.predicts and before is not None and levels[1] > 0  # not to noise alone, where the model gives v
         upper = ddim_move(latents, before, *levels) if leads_up else latents
         for _ in range(self.evaluations):
             noise = noise_at(upper)
@@ -79,7 +83,7 @@ def invert_latents(
     kept: list[int],  # those to return
     correction: str = "none",  # a name in `CORRECTIONS`
 ) -> dict[int, torch.Tensor]:
-    "The latents at each kept timestep. Raises `ModelError` when they stop being numbers."
+    "The latents at each kept timestep. Raises `ModelError` when they are no longer finite."
     steps = climb(model, latents, visited, _by_blocks(model, embeds, Blocks(len(latents))), correction)
     return {timestep: latents for timestep, latents in steps if timestep in kept}
 
@@ -88,8 +92,12 @@ NoiseAt = Callable[[torch.Tensor, int], torch.Tensor]  # latents (f, c, h, w), t
 
 
 def _by_blocks(model: Model, embeds: torch.Tensor, blocks: Blocks) -> NoiseAt:
-    "The model's noise under one sentence, a block of frames at a time."
-    return lambda latents, timestep: torch.cat(list(blocks.map(lambda rows: model.predict(latents[rows], timestep, embeds), len(latents))))
+    "The model's noise under one prompt, a block of frames at a time."
+    def noise_at(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+        each = blocks.map(lambda rows: model.predict(latents[rows], timestep, embeds), len(latents))
+        return torch.cat(list(each))
+
+    return noise_at
 
 
 def climb(
@@ -99,7 +107,8 @@ def climb(
     noise_at: NoiseAt,
     correction: str = "none",  # a name in `CORRECTIONS`
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    "Each visited timestep with the latents there, a step of DDIM inversion at a time. Raises `ModelError` when they stop being numbers."
+    """Steps of DDIM inversion: each visited timestep with the latents there.
+    Raises `ModelError` when they are no longer finite."""
     correct, noise = find_correction(correction), None
     for below, timestep in zip([None, *visited], visited):
         levels = model.schedule.level(below), model.schedule.level(timestep)
@@ -109,9 +118,10 @@ def climb(
 
 
 def check_finite(latents: torch.Tensor, place: str, model: Model):
-    "Raises `ModelError` naming the place in the schedule and the precision if a latent is not a finite number."
+    "Raises `ModelError` with the place in the schedule and the dtype if a latent is not a finite number."
     if not torch.isfinite(latents).all():
-        half = "load the model with dtype=torch.float32 (or torch.bfloat16), or " if model.dtype == torch.float16 else ""
+        other = "load the model with dtype=torch.float32 (or torch.bfloat16), or "
+        half = other if model.dtype == torch.float16 else ""
         raise ModelError(
             f"latents are not finite after {place} in {model.dtype}, the UNet's output is too large or its weights are "
             f"damaged: {half}lower guidance_scale"
@@ -129,7 +139,7 @@ def invert(
     progress: bool = True,
     correction: str = "predicted",  # a name in `CORRECTIONS`: how the error of each step is kept small
 ) -> Trajectory:
-    "The `Trajectory` of a clip, from the store if clip, model, prompt, steps and correction are the same as before."
+    "The `Trajectory` of a clip. It comes from the store if the same one was computed before."
     return drive(inverting(model, clip, prompt, steps, inversion_steps, block_size, store, correction), progress)
 
 
@@ -143,7 +153,7 @@ def inverting(
     store: Store | None = None,
     correction: str = "predicted",
 ) -> Generator[Stage, None, Trajectory]:
-    "`invert` that can pause after any step: yields a `Stage`, steps counted for each frame; returns the trajectory."
+    "`invert` that can pause after any step. Yields a `Stage` that counts steps of frames; returns the trajectory."
     visited, kept = inversion_grid(model, steps, inversion_steps)
     find_correction(correction)
     check_size(model, clip)
@@ -153,10 +163,11 @@ def inverting(
     key = "trajectory-" + digest(content, fingerprint, *how)
     if (entry := store.get(key)) is not None:
         return Trajectory(entry)
-    meta = dict(kind="trajectory", prompt=prompt, timesteps=kept, frames=len(clip), part_frames=PART_FRAMES, model=model.name)
-    meta |= dict(correction=correction, model_digest=fingerprint, clip_digest=content)  # to tell what it belongs to
+    meta = dict(kind="trajectory", prompt=prompt, timesteps=kept, frames=len(clip), part_frames=PART_FRAMES)
+    # name and digests show to which model and clip it belongs
+    meta |= dict(model=model.name, correction=correction, model_digest=fingerprint, clip_digest=content)
     noise_at = _by_blocks(model, model.embed(prompt), blocks)
-    with store.drafting(key, meta) as draft:  # what an interrupted inversion has done is not done again
+    with store.drafting(key, meta) as draft:  # holds the parts of an interrupted inversion
         for rows in () if draft.finished else _missing(draft, len(clip), block_size):
             path = yield from _inverting_rows(model, clip, rows, visited, kept, noise_at, blocks, correction)
             for start in parts_of(len(rows)):
@@ -168,7 +179,7 @@ def inverting(
 
 
 def _missing(draft: Draft, frames: int, block_size: int) -> Iterator[range]:
-    "The frames that are not in a draft, in runs of whole parts; as many as a block at a time."
+    "The frames that are not in a draft, in runs of whole parts, each of about a block."
     largest = PART_FRAMES * -(-block_size // PART_FRAMES)
     rows = range(0)
     for start in parts_of(frames):
@@ -185,7 +196,7 @@ def _missing(draft: Draft, frames: int, block_size: int) -> Iterator[range]:
 def _inverting_rows(
     model: Model,
     clip: Clip,
-    rows: range,  # frames in a row
+    rows: range,  # consecutive frames
     visited: list[int],
     kept: list[int],
     noise_at: NoiseAt,
@@ -194,8 +205,9 @@ def _inverting_rows(
 ) -> Generator[Stage, None, dict[str, torch.Tensor]]:
     "The latents `(f, c, h, w)` of some frames by name: `clean`, and each kept timestep."
     frames = clip.frames[rows.start : rows.stop]
-    path = dict(clean=torch.cat(list(blocks.map(lambda some: model.encode(frames[some]), len(frames)))))
-    for done, (timestep, latents) in enumerate(climb(model, path["clean"], visited, noise_at, correction), 1):
+    clean = torch.cat(list(blocks.map(lambda some: model.encode(frames[some]), len(frames))))
+    path = dict(clean=clean)
+    for done, (timestep, latents) in enumerate(climb(model, clean, visited, noise_at, correction), 1):
         if timestep in kept:
             path[str(timestep)] = latents
         yield Stage("invert", rows.start * len(visited) + done * len(frames), len(clip) * len(visited))
@@ -208,7 +220,8 @@ def check_size(model: Model, clip: Clip):
     height, width = clip.size
     if height % model.multiple or width % model.multiple:
         raise ModelError(
-            f"the clip is {height}×{width}; {model.name} needs multiples of {model.multiple}: fit_clip(clip, multiple={model.multiple})"
+            f"the clip is {height}×{width}; {model.name} needs multiples of {model.multiple}: "
+            f"fit_clip(clip, multiple={model.multiple})"
         )
 
 # %% ../nbs/03_inversion.ipynb #e5e3673d
@@ -220,8 +233,9 @@ def denoise(
     last: int | None = None,  # the timestep to end at; None: clean
     progress: bool = False,
 ) -> torch.Tensor:
-    "The latents `(f, c, h, w)` after DDIM steps. Raises `ModelError` when they stop being numbers."
-    for timestep, below in zip(tqdm(timesteps, desc="denoise", unit="step", disable=not progress), [*timesteps[1:], last]):
+    "The latents `(f, c, h, w)` after DDIM steps. Raises `ModelError` when they are no longer finite."
+    shown = tqdm(timesteps, desc="denoise", unit="step", disable=not progress)
+    for timestep, below in zip(shown, [*timesteps[1:], last]):
         levels = model.schedule.level(timestep), model.schedule.level(below)
         latents = ddim_move(latents, noise_at(latents, timestep), *levels)
         check_finite(latents, f"timestep {timestep}", model)
@@ -235,7 +249,7 @@ def reconstruct(
     steps: int | None = None,  # None: all kept timesteps
     block_size: int = 8,
 ) -> Clip:
-    "The clip that the inverted noise denoises to with the source prompt and no guidance."
+    "The clip from denoising the inverted noise with the source prompt, without guidance."
     timesteps = trajectory.timesteps[::-1] if steps is None else model.schedule.timesteps(steps)
     embeds = model.embed(trajectory.prompt)
 
@@ -247,14 +261,15 @@ def reconstruct(
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
-    "Peak signal-to-noise ratio in dB between two uint8 arrays `(f, h, w, 3)`, the mean over frames; equal frames count as 99."
+    """Peak signal-to-noise ratio in dB between two uint8 arrays `(f, h, w, 3)`, the mean over frames.
+    Equal frames count as 99."""
     error = np.array([((one.astype(np.float64) - other) ** 2).mean() for one, other in zip(first, second, strict=True)])
     return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 255**2 / 10**9.9))))
 
 # %% ../nbs/03_inversion.ipynb #c34bac11
 @dataclass(frozen=True)
 class Gate:
-    "How much of a clip survives inversion, beside what survives the VAE alone; PSNR in dB."
+    "How well a clip is reconstructed after inversion, and by the VAE alone: PSNR in dB."
 
     vae: float
     reconstruction: float
@@ -262,9 +277,10 @@ class Gate:
 
     @property
     def verdict(self) -> str:
-        "Plain words: good, or what limits the edit and what to raise."
+        "Text: good, or what limits the edit and what to change."
         if self.vae < 24:
-            return f"weak because of the VAE ({self.vae:.1f} dB alone): use a larger size, or a model trained on such pictures"
+            remedy = "use a larger size, or a model trained on such pictures"
+            return f"weak because of the VAE ({self.vae:.1f} dB alone): {remedy}"
         if self.vae - self.reconstruction > 3:
             return (
                 f"weak because of the inversion ({self.reconstruction:.1f} dB, the VAE alone {self.vae:.1f}): "
@@ -277,7 +293,8 @@ class Gate:
 
 
 def gate(model: Model, clip: Clip, trajectory: Trajectory, block_size: int = 8) -> Gate:
-    "The reconstruction of a clip beside the VAE's own ceiling."
+    "The reconstruction check: PSNR of the clip after inversion and denoising, and after the VAE alone."
     round_trip = Blocks(block_size).map(lambda rows: model.decode(model.encode(clip.frames[rows])), len(clip))
     vae = psnr(clip.frames, gather_frames(chain.from_iterable(round_trip)))
-    return Gate(vae, psnr(clip.frames, reconstruct(model, trajectory, block_size=block_size).frames), len(trajectory.timesteps))
+    reconstructed = reconstruct(model, trajectory, block_size=block_size)
+    return Gate(vae, psnr(clip.frames, reconstructed.frames), len(trajectory.timesteps))

@@ -16,21 +16,22 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 # %% ../nbs/01_locks.ipynb #d5b01b99
-process_lock = threading.RLock()  # held while something that the whole process shares is changed: loading, torch's defaults, its seed
+# held while something that the whole process shares is changed: loading, torch's defaults, its seed
+process_lock = threading.RLock()
 
 # %% ../nbs/01_locks.ipynb #dc6a5a13
 class NetworkLock:
-    "Lets one thread at a time use a network, in the order in which they asked. The thread that has it may take it again."
+    "Lets one thread at a time use a network, in order of their calls. The thread that has it may take it again."
 
     def __init__(self):
         self._changed, self._queue = threading.Condition(), deque()
         self._owner, self._depth = None, 0
-        self.changes: list[str] = []  # what its owner has exchanged for the length of a block
+        self.changes: list[str] = []  # what its owner has replaced for the length of a block
 
     def acquire(
         self,
         seconds: float = math.inf,  # to wait at most
-        unless: Callable[[], bool] = lambda: False,  # asked while it waits: whether to give up
+        unless: Callable[[], bool] = lambda: False,  # called while it waits: whether to give up
     ) -> bool:
         "Waits for the lock. Returns whether this thread has it now."
         me, ticket, end = threading.get_ident(), object(), math.inf
@@ -41,7 +42,7 @@ class NetworkLock:
             self._queue.append(ticket)
             try:
                 while not (free := self._owner is None and self._queue[0] is ticket):
-                    end = time.monotonic() + seconds if end == math.inf else end  # the clock is asked only if it has to wait
+                    end = time.monotonic() + seconds if end == math.inf else end  # read only if it has to wait
                     if unless() or time.monotonic() >= end:
                         break
                     self._changed.wait(0.1)
@@ -72,9 +73,9 @@ class NetworkLock:
     @contextmanager
     def changing(
         self,
-        what: str,  # what is exchanged, for messages: "attention processors"
+        what: str,  # what is replaced, for messages: "attention processors"
     ) -> Iterator[None]:
-        "The lock, for a block in which the network does not compute what it computes otherwise."
+        "Holds the lock for a block in which parts of the network are replaced."
         with self:
             self.changes.append(what)
             try:
@@ -90,6 +91,6 @@ _NEW = threading.Lock()
 def lock_of(
     network: Any,  # a torch module: the UNet of a model
 ) -> NetworkLock:
-    "The lock of this network, the same one for everybody who asks."
+    "The lock of this network. Every call returns the same one."
     with _NEW:
         return _LOCKS.setdefault(network, NetworkLock())

@@ -28,7 +28,7 @@ class ModelError(ValueError):
 
 
 def one_line(error: object) -> str:
-    "What an error says, on one line of at most 300 characters."
+    "The message of an error, on one line of at most 300 characters."
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"
 
@@ -38,7 +38,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def read_json(path: Path) -> dict:
-    "The object in a JSON file. Raises `ModelError` without one."
+    "The object in a JSON file. Raises `ModelError` when there is none."
     name = f"{path.parent.name}/{path.name}"
     if not path.is_file():
         raise ModelError(f"{name} is missing: {_AGAIN}")
@@ -52,7 +52,7 @@ def read_json(path: Path) -> dict:
 
 # %% ../nbs/01_parts.ipynb #dfec9821
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
-_KEYS = (  # in a single file of safetensors: what a key says that it is
+_KEYS = (  # parts of keys in a single safetensors file, and what such a file is
     ("conditioner.embedders", "a Stable Diffusion XL checkpoint"),
     ("double_blocks.", "a FLUX checkpoint"),
     ("joint_blocks.", "a Stable Diffusion 3 checkpoint"),
@@ -62,7 +62,7 @@ _KEYS = (  # in a single file of safetensors: what a key says that it is
 
 
 def local_folder(name: str) -> Path | None:
-    "The folder of a name; None where there is none. Raises `ModelError` for a file, with what it is."
+    "The folder of this name, or None. Raises `ModelError` for a file, and says what it is."
     tidy = name if os.path.isdir(name) else name.strip().strip("'\"").strip()
     path = Path(os.path.expanduser(tidy))
     if os.path.isfile(path):
@@ -108,7 +108,8 @@ def fetch(
     repository: str,  # a hub id, owner/name
     choose: Callable[[list[str]], list[str]],  # of the names of its files, those to download
 ) -> tuple[Path, str | None]:
-    "A folder of the hub and None; or the copy in the cache, and why there is no newer one. Raises `ModelError` without either."
+    """The downloaded folder and None; or the copy in the cache, and why it could not be downloaded again.
+    Raises `ModelError` when there is neither."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:
@@ -116,10 +117,10 @@ def fetch(
         return Path(snapshot_download(repository, allow_patterns=choose(names))), None
     except ModelError:
         raise
-    except Exception as error:  # of the network, of the hub, of the disk: it is in no list
+    except Exception as error:  # of the network, the hub or the disk: there is no list of them
         refusal = _hub_refusal(repository, error)
         try:
-            # no patterns: whether it is whole is seen when its parts are read
+            # no patterns: whether it is complete is checked when its parts are read
             return Path(snapshot_download(repository, allow_patterns=[], local_files_only=True)), refusal
         except Exception:
             raise ModelError(refusal) from error
@@ -132,7 +133,8 @@ def _hub_refusal(repository: str, error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     said = one_line(getattr(error, "server_message", None) or str(error).partition("\n")[2] or error)
     login = "log in with `hf auth login` or set HF_TOKEN"
-    elsewhere = f"there is no whole copy in {constants.HF_HUB_CACHE}; or download the folder elsewhere and give its path"
+    cached = f"there is no whole copy in {constants.HF_HUB_CACHE}"
+    elsewhere = f"{cached}; or download the folder elsewhere and give its path"
     if isinstance(error, errors.GatedRepoError):
         return (
             f"the hub keeps it behind terms of use ({said}): accept them at {constants.ENDPOINT}/{repository}, then "
@@ -192,12 +194,14 @@ def check_index(index: dict) -> None:
 
 
 def _library_and_class(entry: object) -> tuple[Any, Any]:
-    "Of an entry of `model_index.json`, [library, class]."
+    "The library and the class in an entry of `model_index.json`."
     return tuple(entry) if isinstance(entry, list) and len(entry) == 2 else (None, None)
 
 # %% ../nbs/01_parts.ipynb #cb89e7d9
 _CHANNELS = {5: "a depth-to-image model", 7: "an upscaler", 8: "an InstructPix2Pix model", 9: "an inpainting model"}
-_EXTRAS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "only_cross_attention")
+_EXTRAS = (
+    "addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "only_cross_attention",
+)
 
 
 def check_unet(unet: dict) -> None:
@@ -227,7 +231,7 @@ def text_settings(config: dict) -> dict:
 
 
 def check_together(unet: dict, vae: dict, text: dict) -> None:
-    "Raises `ModelError` where a part cannot take what another gives."
+    "Raises `ModelError` where one part does not fit another."
     if (kind := vae.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
         raise ModelError(f"vae is a {kind}, not an AutoencoderKL: {_WANTED}")
     if (kind := text.get("model_type", "clip_text_model")) not in ("clip_text_model", "clip"):
@@ -259,7 +263,8 @@ def choose_variant(
     names: list[str],  # of the files in the part's folder
     half: bool,  # whether half precision will do
 ) -> str | None:
-    "The variant of the weights to read, None for those without. Raises `ModelError` where there are none in safetensors."
+    """The variant of the weights to read; None for weights without one.
+    Raises `ModelError` where there are no safetensors."""
     pattern = re.compile(rf"{stem}(?:\.(\w+))?\.safetensors|{stem}\.safetensors\.index(?:\.(\w+))?\.json")
     found = {match[1] or match[2] for name in names if (match := pattern.fullmatch(name))}
     if found:
@@ -273,8 +278,9 @@ def choose_variant(
 
 
 def _convert(part: str) -> str:
-    "How pickles become safetensors: torch's own reader of weights runs no code."
-    kind = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}.get(part, "CLIPModel")
+    "How to convert pickles to safetensors. torch's own reader of weights runs no code."
+    kinds = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+    kind = kinds.get(part, "CLIPModel")
     return (
         f"convert them if you trust them, {kind}.from_pretrained(path, use_safetensors=False).save_pretrained(path) "
         "where path is that folder"
@@ -282,13 +288,13 @@ def _convert(part: str) -> str:
 
 
 def weight_files(stem: str, variant: str | None, names: list[str]) -> list[str]:
-    "Of the names in a part's folder, the files of one variant of its weights."
+    "The files in a part's folder that hold one variant of its weights."
     kind = re.compile(rf"{stem}{f'[.]{variant}' if variant else ''}(-\d+-of-\d+)?[.]safetensors")
     return [name for name in names if kind.fullmatch(name)]
 
 
 def model_files(names: list[str], half: bool) -> list[str]:
-    "Of the names of a repository's files, those that a model needs: small files, and one variant of each part's weights."
+    "The files of a repository that a model needs: small files, and one variant of each part's weights."
     chosen = ["model_index.json"]
     for part in _CLASSES:
         inside = [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
@@ -312,7 +318,7 @@ def read_network(
     stem: str,  # the name of its weights
     dtype: torch.dtype,
 ) -> torch.nn.Module:
-    "A network in evaluation mode, on the CPU, all of its weights from safetensors. Raises `ModelError` if that cannot be."
+    "A network in evaluation mode on the CPU, from safetensors. Raises `ModelError` if it cannot be read."
     place, name = folder / part, part or "the judge"
     if "quantization_config" in read_json(place / "config.json"):
         raise ModelError(
@@ -341,7 +347,7 @@ def read_network(
 
 
 def _check_keys(name: str, network: torch.nn.Module, info: dict) -> None:
-    "Raises `ModelError` unless the weights are what the configuration asks for; layers too many of a text encoder are a warning."
+    "Raises `ModelError` unless the weights fit the configuration. Unused layers of a text encoder are a warning."
     missing = sorted(map(str, info["missing_keys"]))
     other = sorted(str(key if isinstance(key, str) else key[0]) for key in info.get("mismatched_keys", ()))
     unknown = sorted(key for key in map(str, info["unexpected_keys"]) if not _OF_OTHER_TOWERS.search(key))
@@ -350,7 +356,10 @@ def _check_keys(name: str, network: torch.nn.Module, info: dict) -> None:
         rest = f"{unknown[0]} and {len(unknown) - 1} others are not used"
         warnings.warn(f"{name}: config.json asks for {layers} layers, the weights have more; {rest}", stacklevel=5)
         unknown = []
-    faults = {"are missing": missing, "have another shape than config.json says": other, "are unknown to config.json": unknown}
+    faults = {
+        "are missing": missing, "have another shape than config.json says": other,
+        "are unknown to config.json": unknown,
+    }
     for what, keys in faults.items():
         if keys:
             some = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
@@ -361,7 +370,8 @@ def _check_finite_weights(name: str, network: torch.nn.Module, dtype: torch.dtyp
     "Raises `ModelError` naming the tensor if one holds NaN or infinity."
     for key, value in network.state_dict().items():
         if value.is_floating_point() and not value.sum(dtype=torch.float32).isfinite() and not value.isfinite().all():
-            other = "; or load it with dtype=torch.float32, if they are too large for float16" if dtype == torch.float16 else ""
+            large = "; or load it with dtype=torch.float32, if they are too large for float16"
+            other = large if dtype == torch.float16 else ""
             raise ModelError(f"{name}: weights of {key} are NaN or infinite: {_AGAIN}{other}")
 
 # %% ../nbs/01_parts.ipynb #335c971c
@@ -370,7 +380,7 @@ def read_tokenizer(
     part: str,  # its folder inside; "": the folder itself
     rows: int,  # of the text encoder's vocabulary
 ) -> "CLIPTokenizer":
-    "A CLIP tokenizer that knows words. Raises `ModelError` for one that does not, or that is not the text encoder's."
+    "A CLIP tokenizer. Raises `ModelError` for one that knows no words, or belongs to another text encoder."
     from transformers import CLIPTokenizer
 
     place, name = folder / part, part or "tokenizer"
@@ -392,20 +402,23 @@ def read_tokenizer(
 
 
 def _knows_words(tokenizer: "CLIPTokenizer") -> bool:
-    "Whether a tokenizer finds some words of its vocabulary, or, if that has none of our alphabet, anything but unknown words."
+    """Whether a tokenizer finds some words of its vocabulary. If that has no words of the letters a to z: whether it
+    knows a word of a prompt."""
     vocabulary, special = tokenizer.get_vocab(), set(tokenizer.all_special_ids)
     whole = [token for token in sorted(vocabulary) if token.endswith("</w>")] or sorted(vocabulary)
     words = [word for word in (token.removesuffix("</w>") for token in whole) if re.fullmatch("[a-z]{3,}", word)]
     for word in words[:: max(1, len(words) // 50)]:
-        if len(ids := tokenizer(word, add_special_tokens=False).input_ids) == 1 and ids[0] not in special:
+        ids = tokenizer(word, add_special_tokens=False).input_ids
+        if len(ids) == 1 and ids[0] not in special:
             return True
     return not words and not special.issuperset(tokenizer("a photo of 3 cats", add_special_tokens=False).input_ids)
 
 # %% ../nbs/01_parts.ipynb #07bcbb6d
 def find_device(device: str | torch.device | None) -> torch.device:
-    "The device of a name; None is CUDA, else MPS, else the CPU. Raises `ModelError` for one that is not here."
+    "The device of a name; None is CUDA, else MPS, else the CPU. Raises `ModelError` for one that is not available."
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        mps_or_cpu = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else mps_or_cpu)
     try:
         found = torch.device(device)
         if found.type == "meta":
@@ -419,11 +432,15 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-_SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32", "single": "float32"}
+_SHORT = {
+    "fp16": "float16", "half": "float16", "bf16": "bfloat16",
+    "fp32": "float32", "float": "float32", "single": "float32",
+}
 
 
 def find_dtype(dtype: Any, device: torch.device) -> torch.dtype:
-    "The precision of a name, of torch's or of NumPy's; None is float16 on CUDA, float32 elsewhere. Raises `ModelError` for another."
+    """The torch dtype of a name, or of a dtype of torch or NumPy; None is float16 on CUDA, float32 elsewhere.
+    Raises `ModelError` for another."""
     if dtype is None:
         return torch.float16 if device.type == "cuda" else torch.float32
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
@@ -436,7 +453,7 @@ def find_dtype(dtype: Any, device: torch.device) -> torch.dtype:
 # %% ../nbs/01_parts.ipynb #128df393
 @contextmanager
 def quiet_reading(place: str | Path) -> Iterator[None]:
-    "transformers shows no bar for the weights of a folder, which are read at once; what is downloaded keeps its bars."
+    "A block in which transformers shows no progress bar for a folder's weights. Downloads keep their bars."
     from transformers.utils import logging
 
     if not Path(place).is_dir() or not logging.is_progress_bar_enabled():
@@ -450,7 +467,8 @@ def quiet_reading(place: str | Path) -> Iterator[None]:
 
 
 def check_folder(folder: Path) -> dict[str, dict]:
-    "The configurations of a folder's parts, by part. Raises `ModelError` unless that is a model that can edit. Reads no weights."
+    """The configurations of a folder's parts, by part. Reads no weights.
+    Raises `ModelError` unless the folder holds a model that can edit."""
     if not (folder / "model_index.json").exists():
         raise ModelError(_without_index(folder))
     check_index(read_json(folder / "model_index.json"))
@@ -482,7 +500,7 @@ def _without_index(folder: Path) -> str:
 
 
 def check_output(values: torch.Tensor, part: str, dtype: torch.dtype) -> torch.Tensor:
-    "The values that a part gave. Raises `ModelError` naming it for one that is not finite: it would be a black picture."
+    "The output of a part. Raises `ModelError` with its name for NaN or infinity: they would be a black picture."
     if torch.isfinite(values).all():
         return values
     remedy = "its weights are damaged: load the model again"

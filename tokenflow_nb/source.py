@@ -23,13 +23,13 @@ from .trajectory import PART_FRAMES, SourceRecord, Trajectory, part_of, parts_of
 
 # %% ../nbs/09_source.ipynb #52e09c88
 def _small(field: torch.Tensor) -> torch.Tensor:
-    "Indices in as few bytes as hold them."
+    "Indices in the smallest integer type that holds them."
     return field.to(torch.int16 if field.numel() == 0 or int(field.max()) < 2**15 else torch.int32)
 
 
 @dataclass(frozen=True)
 class _Recorder(Editor):
-    "Changes nothing; the hooks put the source's features into the context."
+    "Changes nothing. Its injection makes the hooks put the source's features into the context."
 
     def injection(self, step: Step) -> Injection:
         return Injection(features=frozenset(step.model.backbone.features))
@@ -47,8 +47,10 @@ def record_source(
     store: Store | None = None,  # None: the default cache
     progress: bool = True,
 ) -> SourceRecord:
-    "The `SourceRecord` for edits by this rule and table, from the store if it was made before. Raises `ValueError` for a rule without propagation."
-    return drive(recording(model, trajectory, timesteps, keyframes, interval, rule, max_joint_keyframes, block_size, store), progress)
+    """The `SourceRecord` for edits by this rule and table. It comes from the store if it was made before.
+    Raises `ValueError` for a rule without propagation."""
+    how = interval, rule, max_joint_keyframes, block_size, store
+    return drive(recording(model, trajectory, timesteps, keyframes, *how), progress)
 
 
 def recording(
@@ -62,18 +64,20 @@ def recording(
     block_size: int = 8,
     store: Store | None = None,
 ) -> Generator[Stage, None, SourceRecord]:
-    "`record_source` that can pause after any step: yields a `Stage`; returns the record."
+    "`record_source` that can pause after any step. Yields a `Stage`; returns the record."
     if rule in WITHOUT_PROPAGATION:
         raise ValueError(f"rule={rule!r} does not propagate: there is no source branch to record")
     store, fingerprint = store or Store(), model.digest
-    key = "source-" + digest(trajectory.entry.key, fingerprint, timesteps, keyframes, interval, rule, max_joint_keyframes)
+    how = timesteps, keyframes, interval, rule, max_joint_keyframes
+    key = "source-" + digest(trajectory.entry.key, fingerprint, *how)
     if (entry := store.get(key)) is not None:
         return SourceRecord(entry)
-    meta = dict(kind="source", frames=len(trajectory), steps=len(timesteps), part_frames=PART_FRAMES, rule=rule, trajectory=trajectory.entry.key)
+    meta = dict(kind="source", frames=len(trajectory), steps=len(timesteps), part_frames=PART_FRAMES, rule=rule)
+    meta |= dict(trajectory=trajectory.entry.key)
     embeds = model.embed(trajectory.prompt)
     denoiser = Denoiser(
-        model, trajectory, Conditioning(embeds, embeds, embeds), _Recorder(), 1.0, rule, interval, Blocks(block_size), max_joint_keyframes,
-        branches=("source",),
+        model, trajectory, Conditioning(embeds, embeds, embeds), _Recorder(), 1.0, rule, interval, Blocks(block_size),
+        max_joint_keyframes, branches=("source",),
     )
     with store.drafting(key, meta) as draft:
         for done, (timestep, chosen) in enumerate(() if draft.finished else zip(timesteps, keyframes), 1):
@@ -85,14 +89,14 @@ def recording(
 
 
 def _record_step(denoiser: Denoiser, timestep: int, keyframes: torch.Tensor, draft: Draft) -> None:
-    "Writes the parts of one step as soon as all frames of a part are there."
+    "Writes the parts of one step, each as soon as all of its frames are there."
     count = len(denoiser.trajectory)
     starts = [start for start in parts_of(count) if part_of(start, timestep) not in draft]
     if not starts:
         return
-    nothing, waiting = torch.empty(count, 0), {}  # the source branch, which alone runs, reads the trajectory
+    nothing, waiting = torch.empty(count, 0), {}  # no latents: the source branch reads the trajectory
     step = Step(denoiser.model, denoiser.trajectory, "", 0, 1, timestep, list(range(count)), nothing)
-    with closing(denoiser.by_blocks(step, keyframes)) as passes:  # its processors go with it
+    with closing(denoiser.by_blocks(step, keyframes)) as passes:  # closing it removes its processors
         for rows, _ in passes:
             for name, tensor in _left_behind(denoiser):
                 waiting[name] = torch.cat([waiting[name], tensor]) if name in waiting else tensor
@@ -100,12 +104,12 @@ def _record_step(denoiser: Denoiser, timestep: int, keyframes: torch.Tensor, dra
                 first = rows.stop - len(next(iter(waiting.values())))  # the frame that the waiting rows begin with
                 full = slice(starts[0] - first, starts[0] - first + PART_FRAMES)
                 draft.put(part_of(starts.pop(0), timestep), {name: tensor[full] for name, tensor in waiting.items()})
-                # an empty view would hold all of it
+                # an empty view would keep the whole tensor in memory
                 waiting = {name: tensor[full.stop :] for name, tensor in waiting.items() if full.stop < len(tensor)}
 
 
 def _left_behind(denoiser: Denoiser) -> Iterator[tuple[str, torch.Tensor]]:
-    "What the source branch of a block left in the context, by the names that `SourceRecord.at` reads."
+    "The source branch's tensors for a block, from the context, with the names that `SourceRecord.at` reads."
     for layer, tensors in denoiser.context.source.items():
         if layer in denoiser.model.backbone.features:
             yield f"{layer}.feature", tensors[0].cpu()

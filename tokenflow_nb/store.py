@@ -43,7 +43,7 @@ def cache_home() -> Path:
 
 # %% ../nbs/01_store.ipynb #d45872bb
 def _plain(value: Any) -> tuple[str, Any]:
-    "The tag of a value without parts and the text that stands for it; the tag is empty for anything else."
+    "The tag and the text of a value without parts. The tag is empty for any other value."
     match value:
         case None | bool():
             return "constant", repr(value)
@@ -68,7 +68,7 @@ def _array_bytes(value: np.ndarray | np.generic | torch.Tensor) -> tuple[str, np
 
 # %% ../nbs/01_store.ipynb #4a273302
 def _parts(value: Any) -> tuple[str, list]:
-    "The tag of a value that has parts, and its parts in an order that does not depend on how they were given."
+    "The tag of a value that has parts, and its parts in a fixed order."
     if isinstance(value, list | tuple):
         return "list", list(value)
     if is_dataclass(value) and not isinstance(value, type):
@@ -93,7 +93,7 @@ def _feed(hasher: Any, value: Any) -> None:
         tag, content = _array_bytes(value)
     if tag:
         hasher.update(f"{tag}:{len(content)}:".encode())
-        for start in range(0, len(content), _PIECE):  # frames may lie in a file: never all of them in memory
+        for start in range(0, len(content), _PIECE):  # frames may be in a file: never all of them in memory
             hasher.update(content[start : start + _PIECE])
             let_go(value)
         return
@@ -106,14 +106,14 @@ def _feed(hasher: Any, value: Any) -> None:
 def digest(
     *parts: Any,  # numbers, text, None, paths, bytes, lists, dicts with string keys, dataclasses, arrays, tensors
 ) -> str:
-    "32 hexadecimal characters that stand for these values. Raises `TypeError` for a type that has no canonical form."
+    "32 hexadecimal characters that identify these values. Raises `TypeError` for a type that cannot be hashed."
     hasher = hashlib.blake2b(digest_size=16)
     _feed(hasher, parts)
     return hasher.hexdigest()
 
 # %% ../nbs/01_store.ipynb #43d0ebf0
 class StoreError(OSError):
-    "The cache cannot be written to, or a name is not one that it can have. The message says what to do."
+    "The cache cannot be written to, or a name in it is not allowed. The message says what to do."
 
 # %% ../nbs/01_store.ipynb #909da37f
 _NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*")
@@ -127,7 +127,7 @@ def _check_name(what: str, name: str) -> None:
 # %% ../nbs/01_store.ipynb #ff0f775f
 @dataclass(frozen=True, repr=False)
 class Entry:
-    "A finished entry of a `Store`. Its files are read when they are asked for."
+    "A finished entry of a `Store`. Its files are read only when needed."
 
     path: Path  # its folder
     manifest: dict[str, Any]  # what manifest.json holds
@@ -168,7 +168,7 @@ class Entry:
 
 # %% ../nbs/01_store.ipynb #fd43d664
 def in_bytes(count: float) -> str:
-    "A number of bytes for reading, such as `1.4 MB`; – for NaN, which is no number."
+    "A number of bytes as text, such as `1.4 MB`; – for NaN."
     if math.isnan(count):
         return "–"
     for unit in ("bytes", "kB", "MB", "GB"):
@@ -179,7 +179,7 @@ def in_bytes(count: float) -> str:
 
 # %% ../nbs/01_store.ipynb #d87e7367
 def free_disk(root: Path) -> int:
-    "Bytes that are free where a cache lies, or will lie."
+    "Free bytes on the disk of a cache folder, which need not exist yet."
     existing = next(folder for folder in (root, *root.absolute().parents) if os.path.exists(folder))
     return shutil.disk_usage(existing).free
 
@@ -188,11 +188,11 @@ def free_disk(root: Path) -> int:
 def _explained(
     root: Path,  # the folder of the cache
 ) -> Iterator[None]:
-    "Turns what the system says about a failed write into a `StoreError` that names folder, room left and way out."
+    "Turns an error of a failed write into a `StoreError` with the folder, the free space and the remedy."
     try:
         yield
     except StoreError:
-        raise  # explained already
+        raise  # it has its explanation
     except (OSError, SafetensorError) as error:
         free = in_bytes(free_disk(root))
         full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -239,7 +239,7 @@ _MANIFEST, _JOURNAL = "manifest.json", "journal.jsonl"
 
 
 class Writer:
-    "Puts the parts of an entry into a folder that becomes visible when all are there. Made by `Store.writing`."
+    "Writes the parts of an entry into a folder, which becomes visible when all are there. Made by `Store.writing`."
 
     def __init__(self, root: Path, folder: Path):
         self.root, self.folder = root, folder
@@ -276,12 +276,12 @@ class Writer:
 
 # %% ../nbs/01_store.ipynb #0bb2c5bf
 FORMAT = 2  # of entries and drafts; another one is never read
-_LARGEST = 1 << 26  # bytes of a manifest or journal: more is none of ours
+_LARGEST = 1 << 26  # bytes of a manifest or journal; a larger one is not of this package
 
 _DRAFT = re.compile(r"\.draft-" + _NAME.pattern)
 _FILE = re.compile(_NAME.pattern + r"\.[a-z0-9]{1,11}")  # of a part: no folder, no "..", nothing hidden
 _PART = {"bytes": range(1 << 62), "sha256": re.compile(r"[0-9a-f]{64}")}
-_NOTE = {_FILE: (_PART, None)}  # a line of the journal: these parts are there, or no longer
+_NOTE = {_FILE: (_PART, None)}  # a line of the journal: these parts were written, or removed
 _SHAPE = {
     "store": re.compile("tokenflow_nb"), "format": range(FORMAT, FORMAT + 1), "key": _NAME, "created": range(1 << 34),
     "meta": dict, "files": {_FILE: _PART}, "checksum": _PART["sha256"],
@@ -320,7 +320,7 @@ def _as_damage() -> Iterator[None]:
 
 
 def _read(path: Path) -> bytes:
-    "The content of a small file, which is no link and no pipe."
+    "The content of a small plain file. Raises `ValueError` for a link, a pipe or a large file."
     about = os.lstat(path)
     if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST:
         raise ValueError(f"{path.name} is no file of at most {in_bytes(_LARGEST)}")
@@ -345,15 +345,15 @@ def _sum(manifest: dict[str, Any]) -> str:
 
 
 def _new_manifest(key: str, meta: dict[str, Any] | None) -> dict[str, Any]:
-    """The manifest of an entry without its files. Raises `TypeError` or `ValueError` when `meta` is not JSON: now, not
-    after the work."""
+    """The manifest of an entry without its files, made before the work.
+    Raises `TypeError` or `ValueError` when `meta` is not JSON."""
     manifest = {"store": "tokenflow_nb", "format": FORMAT, "key": key, "created": int(time.time()), "meta": meta or {}}
     return json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read: lists for tuples
 
 
 @_as_damage()
 def _read_manifest(path: Path) -> dict[str, Any]:
-    "The manifest in an entry's folder. Raises `ValueError` unless it is whole, and of the entry of this name."
+    "The manifest in an entry's folder. Raises `ValueError` when it is damaged, or of another entry."
     manifest = _parse(_read(path / _MANIFEST))
     if isinstance(manifest, dict) and (found := manifest.get("format", FORMAT)) != FORMAT:
         raise ValueError(f"it has format {found!r:.20}, this version of tokenflow_nb reads {FORMAT}")
@@ -368,7 +368,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 # %% ../nbs/01_store.ipynb #64b01ced
 @_as_damage()
 def _verify(path: Path, files: dict[str, dict[str, Any]], checksums: bool = True) -> None:
-    "Raises `ValueError` when a file is not what was noted of it."
+    "Raises `ValueError` when a file has not the size and checksum that were noted."
     for name, file in files.items():
         about = os.lstat(path / name) if os.path.lexists(path / name) else None
         if about is None or not stat.S_ISREG(about.st_mode) or about.st_size != file["bytes"]:
@@ -410,7 +410,7 @@ def _remove(path: Path) -> None:
 
 
 def _settle(path: Path, folder: bool) -> None:
-    "Makes a folder, or room for a file. What is there of the other kind is damage."
+    "Makes a folder, or prepares the place of a file. Anything of the other kind there is damage, and is removed."
     _refuse_link(path)
     if os.path.lexists(path) and os.path.isdir(path) != folder:
         found = "a file" if folder else "a folder"
@@ -421,7 +421,7 @@ def _settle(path: Path, folder: bool) -> None:
 
 
 def _stats(path: Path) -> Iterator[os.stat_result]:
-    "What the system says of a path and of everything below it; no link is followed."
+    "The status of a path and of everything below it. No link is followed."
     folders = () if _is_link(path) else os.walk(path)
     for each in chain([path], (os.path.join(folder, name) for folder, *names in folders for name in chain(*names))):
         with suppress(OSError):  # gone meanwhile
@@ -429,7 +429,7 @@ def _stats(path: Path) -> Iterator[os.stat_result]:
 
 
 def _changed(path: Path) -> float:
-    "When anything of it changed last."
+    "When anything below a path changed last."
     return max((about.st_mtime for about in _stats(path)), default=0.0)
 
 
@@ -443,10 +443,10 @@ _LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # wha
 
 @contextmanager
 def _locked(root: Path, path: Path, wait: bool = True) -> Iterator[bool]:
-    """Holds a lock. False, without it, when this process holds it already; or, without `wait`, when another one does, or
-    the file system has no locks."""
+    """Holds a lock and yields True. Yields False, without the lock, when this process holds it already. Without `wait`
+    also when another process holds it, or the file system has no locks."""
     name, holder = os.path.realpath(path), object()
-    if _OURS.setdefault(name, holder) is not holder:  # looks and takes in one step: threads may ask at once
+    if _OURS.setdefault(name, holder) is not holder:  # reads and sets in one step: two threads may get here at once
         yield False
         return
     lock = FileLock(path, thread_local=False)  # a paused draft may end in another thread
@@ -472,7 +472,7 @@ def _acquire(lock: FileLock, wait: bool) -> bool:
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _LOCKLESS:
             raise
-        return wait  # two processes may do the same work, and the first to end is believed; nothing is removed
+        return wait  # two processes may do the same work; the first to end is kept
     return True
 
 # %% ../nbs/01_store.ipynb #a6f40a71
@@ -489,7 +489,7 @@ def _machine() -> str:
 
 @contextmanager
 def _scratch(root: Path) -> Iterator[Path]:
-    "An empty folder on the cache's disk, in another that holds its lock."
+    "An empty folder on the cache's disk, inside another folder that holds its lock."
     outer = root / f".writing-{_machine()}-{uuid.uuid4().hex[:8]}"
     work = outer / "work"
     try:
@@ -512,7 +512,7 @@ def _scratches(root: Path) -> list[Path]:
 
 
 def _clean(root: Path) -> None:
-    "Removes what processes left that died while writing."
+    "Removes what processes left that were killed while writing."
     for path in _scratches(root):
         name = _SCRATCH.fullmatch(path.name)
         fresh = name["machine"] != _machine() or name["older"] or not os.path.isdir(path / "work")
@@ -529,8 +529,8 @@ def _children(root: Path) -> list[Path]:
 
 # %% ../nbs/01_store.ipynb #1409c4f9
 def _resume(folder: Path, key: str) -> dict[str, dict[str, Any]]:
-    """The whole parts in the folder of a draft, as its journal names them; all other files are removed. Makes the folder
-    if there is none."""
+    """The complete parts in the folder of a draft, by its journal. All other files are removed.
+    Makes the folder if there is none."""
     _settle(folder, folder=True)
     header, files, faults = {"format": FORMAT, "key": key}, {}, []
     try:
@@ -558,7 +558,7 @@ def _resume(folder: Path, key: str) -> dict[str, dict[str, Any]]:
 
 @_as_damage()
 def _notes(journal: Path, header: dict[str, Any]) -> dict[str, Any]:
-    "The parts that a journal names, but for a last line that was torn: it has no end. Raises `ValueError` for damage."
+    "The parts that a journal names. A last line without its end is left out. Raises `ValueError` for damage."
     lines = _read(journal).split(b"\n")[:-1] if os.path.lexists(journal) else []
     first, *notes = [_parse(line) for line in lines] or [header]
     if first != header or not all(_fits(note, _NOTE) for note in notes):
@@ -567,11 +567,11 @@ def _notes(journal: Path, header: dict[str, Any]) -> dict[str, Any]:
 
 # %% ../nbs/01_store.ipynb #f8a38de6
 class Draft(Writer):
-    "A `Writer` whose parts outlive an interruption. Made by `Store.drafting`."
+    "A `Writer` whose parts are kept after an interruption. Made by `Store.drafting`."
 
     def __init__(self, root: Path, folder: Path, key: str, finished: bool = False):
         super().__init__(root, folder)
-        self.finished = finished  # the entry is there already: nothing is to be put
+        self.finished = finished  # the entry exists already: nothing needs to be written
         if not finished:
             with _explained(root):
                 self.files = _resume(folder, key)
@@ -585,7 +585,7 @@ class Draft(Writer):
         return Entry(self.folder, {"files": self.files}).load(name)
 
     def drop(self, name: str) -> None:
-        "Removes a part: an older checkpoint, when a newer one is there."
+        "Removes a part, such as an older checkpoint."
         with _explained(self.root):
             for file in [file for file in self.files if Path(file).stem == name]:
                 self._note({file: None})
@@ -604,7 +604,7 @@ class Draft(Writer):
 
 # %% ../nbs/01_store.ipynb #7f016127
 class Store:
-    "A folder of entries, each named by what it was made from: `kind-digest`."
+    "A folder of entries, each named by its kind and the digest of its inputs: `kind-digest`."
 
     def __init__(
         self,
@@ -614,7 +614,7 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        "An empty folder on the cache's disk, gone when the block ends; after a kill, when the next process writes."
+        "An empty folder on the cache's disk, removed when the block ends; after a kill, when the next process writes."
         _clean(self.root)
         with _scratch(self.root) as folder:
             yield folder
@@ -632,15 +632,15 @@ class Store:
 
     @contextmanager
     def drafting(self, key: str, meta: dict[str, Any] | None = None) -> Iterator["Draft"]:
-        """A `Draft` of an entry, which appears when the block ends. What an interrupted block had put there is found by
-        the next. While another process drafts the same entry, this one waits; `finished` then says that nothing is left
+        """A `Draft` of an entry, which appears when the block ends. It holds the parts that an interrupted block has
+        written. While another process drafts the same entry, this one waits; `finished` then says that nothing is left
         to do."""
         manifest, folder, finished = _new_manifest(key, meta), self.root / f".draft-{key}", self.get(key) is not None
         with ExitStack() as stack:
-            if not finished:  # else nothing is written: the cache may be one that can only be read
+            if not finished:  # else nothing is written: the cache may be read-only
                 if stack.enter_context(_locked(self.root, self.root / ".locks" / f"{key}.lock")):
-                    finished = self.get(key) is not None  # made while this one waited
-                else:  # this process drafts it already, paused perhaps: it would wait for itself
+                    finished = self.get(key) is not None  # another process made it meanwhile
+                else:  # this process drafts it already: it would wait for itself
                     folder = stack.enter_context(self.scratch())
             draft = Draft(self.root, folder, key, finished)
             try:
@@ -650,14 +650,14 @@ class Store:
                         _publish(self.root, draft, manifest)
             finally:
                 if not finished and (not draft.files or (self.root / key).is_dir()):
-                    _remove(folder)  # nothing to go on with, or another was first
+                    _remove(folder)  # there are no parts to keep, or another process was first
 
     def keep(
         self,
         name: str,  # as a browser gives it
         content: bytes,
     ) -> Path:
-        "The file that holds an upload. It is in an entry, so that it is listed, pruned and cleared as all others."
+        "The file that holds an upload. It is in an entry, so it is listed, pruned and cleared like all others."
         stem, suffix = os.path.splitext(re.split(r"[\\/]", name)[-1])
         stem, suffix = re.sub(r"[^A-Za-z0-9_]+", "-", stem)[:80].strip("-"), re.sub(r"[^a-z0-9]", "", suffix.lower())
         file, key = f"{stem or 'video'}.{suffix[:11] or 'bin'}", f"upload-{digest(name, content)}"
@@ -677,38 +677,39 @@ class Store:
         return _open(self.root, key, verify)
 
     def made(self, key: str) -> Entry:
-        "The entry that was made a moment ago. Raises `StoreError` if another process has removed it since."
+        "The entry that was just made. Raises `StoreError` if another process has removed it since."
         if (entry := self.get(key, verify=False)) is None:
-            raise StoreError(f"{key} was removed from {self.root} as soon as it was made, by another process: start again")
+            found = f"removed from {self.root} as soon as it was made, by another process"
+            raise StoreError(f"{key} was {found}: start again")
         return entry
 
     def entries(self) -> list[Entry]:
-        "All entries, the one used last first."
+        "All entries, the most recently used one first."
         return [entry for _, _, entry in sorted(_found(self.root), reverse=True) if entry]
 
     def drafts(self) -> dict[str, int]:
-        "Keys and bytes of the entries that were begun and not finished, the oldest first."
+        "Keys and bytes of unfinished entries, the oldest first."
         found = [path for path in _children(self.root) if _DRAFT.fullmatch(path.name) and not _is_link(path)]
         return {path.name.removeprefix(".draft-"): _size(path) for path in sorted(found, key=_changed)}
 
     def others(self) -> list[tuple[str, str, int]]:
-        "Name, state and bytes of all that is no finished entry: drafts, damage, and what is being written or was left."
+        "Name, state and bytes of everything else: drafts, damage, and folders that are written or left behind."
         rows = [(key, "unfinished, goes on when it is asked for again", size) for key, size in self.drafts().items()]
         found = [(path, "damaged or out of date") for _, path, entry in _found(self.root) if entry is None]
         found += [(path, "being written, or left by a process that was killed") for path in _scratches(self.root)]
         return rows + [(path.name, state, _size(path)) for path, state in found]
 
     def remove(self, key: str) -> bool:
-        "Removes an entry and its draft, unless somebody is at work on that. Returns whether there was anything."
+        "Removes an entry and its draft, unless a process works on that. Returns whether there was anything."
         _check_name("key", key)
         return any([_discard(self.root, self.root / key), _drop_draft(self.root, key)])
 
     def prune(self, max_bytes: int) -> list[str]:
-        "Removes damaged entries, then those not used for longest, until the rest fits. Returns their keys."
+        "Removes damaged entries, then the least recently used ones, until the rest fits. Returns their keys."
         return _prune(self, max_bytes)
 
     def clear(self) -> list[str]:
-        "Removes every entry, and every draft that nobody is at work on. Returns their keys."
+        "Removes every entry, and every draft that no process works on. Returns their keys."
         return self.prune(0)
 
     def __repr__(self) -> str:
@@ -721,7 +722,7 @@ class Store:
 
 # %% ../nbs/01_store.ipynb #5f4651e2
 def _publish(root: Path, writer: Writer, manifest: dict[str, Any]) -> None:
-    "Completes the folder of a writer and gives it its name. If the name is taken by a complete entry, that one stays."
+    "Completes the folder of a writer and gives it its name. If a complete entry has this name, that one stays."
     final, manifest = root / manifest["key"], manifest | {"files": writer.files}
     path = writer.folder / _MANIFEST
     path.write_text(json.dumps(manifest | {"checksum": _sum(manifest)}, indent=1), encoding="utf-8")
@@ -732,7 +733,7 @@ def _publish(root: Path, writer: Writer, manifest: dict[str, Any]) -> None:
     except OSError:
         with suppress(ValueError):
             _whole(final, checksums=False)
-            return  # somebody else was first
+            return  # another process was first
         _discard(root, final)
         os.rename(writer.folder, final)
     (final / _JOURNAL).unlink(missing_ok=True)
@@ -740,7 +741,7 @@ def _publish(root: Path, writer: Writer, manifest: dict[str, Any]) -> None:
 
 # %% ../nbs/01_store.ipynb #95402358
 def _discard(root: Path, path: Path) -> bool:
-    "Removes what is there of an entry or a draft. Returns whether it was there."
+    "Removes an entry or a draft. Returns whether it was there."
     _refuse_link(path)
     if not os.path.lexists(path):
         return False
@@ -752,7 +753,7 @@ def _discard(root: Path, path: Path) -> bool:
 
 
 def _drop_draft(root: Path, key: str) -> bool:
-    "Removes a draft that nobody is at work on. Returns whether there was one."
+    "Removes a draft that no process works on. Returns whether there was one."
     if not os.path.lexists(folder := root / f".draft-{key}"):
         return False
     with _locked(root, root / ".locks" / f"{key}.lock", wait=False) as free:
@@ -760,7 +761,7 @@ def _drop_draft(root: Path, key: str) -> bool:
 
 
 def _open(root: Path, key: str, checksums: bool) -> Entry | None:
-    "The entry of a key; None if there is none, or it is damaged, in which case it is removed."
+    "The entry of a key, or None. A damaged one is removed with a warning."
     _refuse_link(path := root / key)
     if not os.path.lexists(path):
         return None
@@ -772,14 +773,14 @@ def _open(root: Path, key: str, checksums: bool) -> Entry | None:
             warnings.warn(message, UserWarning, stacklevel=3)
             _discard(root, path)
         return None
-    with suppress(OSError):  # a cache that is shared read-only still serves
-        now = time.time_ns()  # finer than the clock that os.utime takes by itself
+    with suppress(OSError):  # a read-only cache can still be used
+        now = time.time_ns()  # finer than the default clock of os.utime
         os.utime(path / _MANIFEST, ns=(now, now))
     return entry
 
 # %% ../nbs/01_store.ipynb #c57b835c
 def _found(root: Path) -> Iterator[tuple[int, Path, Entry | None]]:
-    "Last use in nanoseconds, folder and entry of each; no entry where it is damaged."
+    "Last use in nanoseconds, folder, and entry of each; None for a damaged entry."
     for path in _children(root):
         if _fits(path.name, _NAME) and not _is_link(path):
             try:
@@ -792,7 +793,7 @@ def _found(root: Path) -> Iterator[tuple[int, Path, Entry | None]]:
 
 
 def _is_ours(path: Path) -> bool:
-    "Whether something that is no entry has been one."
+    "Whether a damaged folder was an entry of this package."
     if re.search(r"-[0-9a-f]{32}\Z", path.name):
         return os.path.lexists(path)  # else just removed by another process
     with suppress(OSError, ValueError):
@@ -813,7 +814,7 @@ def _prune(store: Store, max_bytes: int) -> list[str]:
         try:
             removed += [key] if store.remove(key) else []
             total -= size
-        except StoreError as error:  # one that cannot be removed does not keep the others
+        except StoreError as error:  # the others are removed all the same
             failed = error
     if failed:
         warnings.warn(str(failed), stacklevel=3)

@@ -13,7 +13,7 @@ import torch
 from .store import Entry
 
 # %% ../nbs/03_trajectory.ipynb #26df83b9
-PART_FRAMES = 4  # in a file; what a killed computation loses at most. Has nothing to do with how many are computed at a time
+PART_FRAMES = 4  # in a file: the most that a killed computation loses. Independent of the block size
 
 
 def part_of(
@@ -31,7 +31,7 @@ def parts_of(frames: int) -> range:
 # %% ../nbs/03_trajectory.ipynb #4adcf166
 @dataclass(frozen=True)
 class Trajectory:
-    "The inverted latents of a clip, read from the store as they are needed."
+    "The inverted latents of a clip, read from the store when needed."
 
     entry: Entry
 
@@ -57,7 +57,8 @@ class Trajectory:
         return self.entry.meta["frames"]
 
     def __repr__(self) -> str:
-        return f"Trajectory({len(self)} frames · {len(self.timesteps)} timesteps up to {self.noisiest} · {self.prompt!r})"
+        steps = f"{len(self.timesteps)} timesteps up to {self.noisiest}"
+        return f"Trajectory({len(self)} frames · {steps} · {self.prompt!r})"
 
     def at(
         self,
@@ -67,14 +68,18 @@ class Trajectory:
         "Latents `(f, c, h, w)` float32. Raises `KeyError` for a timestep that was not kept."
         if timestep is not None and timestep not in self.timesteps:
             raise KeyError(f"timestep={timestep} was not kept: {self.timesteps}")
-        wanted = list(range(len(self))[frames]) if isinstance(frames, slice) else range(len(self)) if frames is None else list(frames)
+        if frames is None or isinstance(frames, slice):
+            wanted = range(len(self))[frames or slice(None)]
+        else:
+            wanted = list(frames)
         name = "clean" if timestep is None else str(timestep)
         size = self.entry.meta["part_frames"]
-        pieces = {block: self.entry.tensor(part_of(block * size), name) for block in {frame // size for frame in wanted}}
+        blocks = {frame // size for frame in wanted}
+        pieces = {block: self.entry.tensor(part_of(block * size), name) for block in blocks}
         return torch.stack([pieces[frame // size][frame % size] for frame in wanted])
 
     def excerpt(self, positions: list[int]) -> "Excerpt":
-        "Some of its frames, in this order, as a trajectory of their own: a preview edits a few."
+        "Some of its frames, in this order, as a trajectory of their own. A preview edits only a few frames."
         return Excerpt(self, list(positions))
 
 
@@ -89,10 +94,10 @@ class Excerpt:
         return len(self.positions)
 
     def at(self, timestep: int | None, frames: slice | list[int] | None = None) -> torch.Tensor:
-        "As `Trajectory.at`, in the excerpt's own count of frames."
-        if isinstance(frames, slice):
-            return self.whole.at(timestep, self.positions[frames])
-        return self.whole.at(timestep, self.positions if frames is None else [self.positions[frame] for frame in frames])
+        "As `Trajectory.at`; the frames are counted within the excerpt."
+        if frames is None or isinstance(frames, slice):
+            return self.whole.at(timestep, self.positions[frames or slice(None)])
+        return self.whole.at(timestep, [self.positions[frame] for frame in frames])
 
     @property
     def noisiest(self) -> int:
@@ -104,7 +109,7 @@ class Excerpt:
 # %% ../nbs/03_trajectory.ipynb #8b39f105
 @dataclass(frozen=True)
 class SourceRecord:
-    "Fields and features of the source branch in the frame pass, read from the store as they are needed."
+    "Fields and features of the source branch in the frame pass, read from the store when needed."
 
     entry: Entry
 
@@ -118,7 +123,8 @@ class SourceRecord:
         frames: list[int],  # ascending
         device: torch.device | str = "cpu",
     ) -> dict[str, tuple[torch.Tensor, ...]]:
-        "By layer: for a self-attention the fields `(f, s)` to the frames' two keyframes, for a convolution its output `(f, c, h, w)`."
+        """Tensors by layer. A self-attention has the fields `(f, s)` to the frames' two keyframes.
+        A convolution has its output `(f, c, h, w)`."""
         size, found = self.entry.meta["part_frames"], {}
         for block in sorted({frame // size for frame in frames}):
             here = [frame - block * size for frame in frames if frame // size == block]

@@ -27,7 +27,7 @@ from ..trajectory import Excerpt, Trajectory
 # %% ../../nbs/editors/00_base.ipynb #5580542f
 @dataclass(frozen=True)
 class Step:
-    "What an edit knows at one of its steps."
+    "The state of an edit at one of its steps."
 
     model: Model
     trajectory: Trajectory | Excerpt  # of the source clip, or of some of its frames
@@ -35,7 +35,7 @@ class Step:
     index: int  # counted from the noisy end of the schedule
     count: int  # steps in the schedule
     timestep: int | None  # of the latents; None: clean
-    rows: list[int]  # which frames of the trajectory: all, or a block of them
+    rows: list[int]  # the frames of the trajectory: all, or a block of them
     latents: torch.Tensor | None = None  # (f, c, h, w) of these frames at `timestep`; None before the first step
     branches: tuple[str, ...] = ()  # of the batch, where the network is called: source, negative, positive
 
@@ -66,11 +66,11 @@ class Editor:
         return 0
 
     def start(self, step: Step) -> torch.Tensor:
-        "The latents `(f, c, h, w)` of the step's frames that denoising starts from. Asked a block of frames at a time."
+        "The latents `(f, c, h, w)` of the step's frames to start from. Called for a block of frames at a time."
         return step.source_latents
 
     def unet_kwargs(self, step: Step) -> dict:
-        """What the network gets beside latents and text: a ControlNet's residuals, say. The step's `latents` are then the whole
+        """Further arguments of the UNet, a ControlNet's residuals for instance. The step's `latents` are the whole
         batch, `(branches · f, c, h, w)`: its frames in each of its branches."""
         return {}
 
@@ -79,7 +79,8 @@ class Editor:
         return Injection()
 
     def after_step(self, step: Step) -> torch.Tensor:
-        "The latents to go on with. The step's `latents` are those of all frames after it, `source_latents` the source's at that level: a mask acts here."
+        """The latents to go on with, changed by a mask for instance. The step has the `latents` of all frames after it,
+        and `source_latents` of the same noise level."""
         return step.latents
 
 # %% ../../nbs/editors/00_base.ipynb #a0e76844
@@ -87,13 +88,14 @@ _EDITORS: dict[str, type[Editor]] = {}
 
 
 def register(kind: type[Editor]) -> type[Editor]:
-    "Adds an editor under its `name`. Raises `ValueError` for a class that is none, or for a name that another one has."
+    "Adds an editor under its `name`. Raises `ValueError` for other classes, and for a name that is in use."
     if not (isinstance(kind, type) and issubclass(kind, Editor) and kind.__dataclass_params__.frozen):
         refuse("kind", kind, "give a class: @register above @dataclass(frozen=True) above class Mine(Editor)")
     taken = _EDITORS.get(kind.name)
     if kind.name == Editor.name or not str(kind.name).isidentifier():
-        refuse("name", kind.name, f"give {kind.__name__} a name of its own, of letters and digits: name = {kind.__name__.lower()!r}")
-    if taken and taken.__qualname__ != kind.__qualname__:  # one of the same name is this one, written anew in a cell
+        remedy = f"a name of its own, of letters and digits: name = {kind.__name__.lower()!r}"
+        refuse("name", kind.name, f"give {kind.__name__} {remedy}")
+    if taken and taken.__qualname__ != kind.__qualname__:  # the same class may be defined again in a notebook cell
         refuse("name", kind.name, f"{taken.__module__}.{taken.__qualname__} has this name: take another")
     _EDITORS[kind.name] = kind
     return kind
@@ -101,11 +103,11 @@ def register(kind: type[Editor]) -> type[Editor]:
 
 @cache
 def _from_packages() -> None:
-    "Registers the editors that installed packages announce. A package that cannot be imported is warned of, and left out."
+    "Registers the editors of installed packages. Warns of one that cannot be loaded, and leaves it out."
     for entry in entry_points(group="tokenflow_nb.editors"):
         try:
             register(entry.load())
-        except Exception as error:  # whatever goes wrong in another package
+        except Exception as error:  # any error of another package
             warnings.warn(f"the editor {entry.name!r} of {entry.value} could not be loaded: {error}", stacklevel=4)
 
 
@@ -125,28 +127,34 @@ def make_editor(
     method: str | None = None,  # another editor's name; None: the same
     **options: Any,  # its settings by their short names
 ) -> Editor:
-    "An editor with other settings, or another one. Raises `ValueError` for an unknown method, and for settings of other methods."
+    """An editor with other settings, or another editor.
+    Raises `ValueError` for an unknown method, and for settings of other methods."""
     if method is not None and choice("method", method, editors()) != editor.name:
         editor = editors()[method]()
     names = short_names(type(editor))
     for name, value in options.items():
         if name not in names:
             owners = [each for each, kind in editors().items() if name in short_names(kind)]
-            refuse(name, value, f"it is a setting of method={owners[0]!r}, not of {editor.name!r}: give that method, or leave it out" if owners
-                   else f"{editor.name!r} has no such setting: it has {', '.join(names) or 'none'}")
+            remedy = f"{editor.name!r} has no such setting: it has {', '.join(names) or 'none'}"
+            if owners:
+                problem = f"it is a setting of method={owners[0]!r}, not of {editor.name!r}"
+                remedy = f"{problem}: give that method, or leave it out"
+            refuse(name, value, remedy)
     return replace(editor, **{names[name]: value for name, value in options.items()})
 
 
 def options_of(editor: Editor) -> dict[str, Any]:
     "Method and settings as `edit_video` takes them: `make_editor(Editor(), **options_of(editor)) == editor`."
-    return dict(method=editor.name) | {short: getattr(editor, name) for short, name in short_names(type(editor)).items()}
+    names = short_names(type(editor))
+    return dict(method=editor.name) | {short: getattr(editor, name) for short, name in names.items()}
 
 # %% ../../nbs/editors/00_base.ipynb #d82a899d
 def identity(editor: Editor) -> str:
     "A fingerprint of an editor: its settings, its code, and the values that its code takes from its module."
     kind, calls = type(editor), {}
     for each in kind.__mro__:
-        calls |= {name: call for name, call in vars(each).items() if isinstance(call, types.FunctionType) and name not in calls}
+        own = {name: call for name, call in vars(each).items() if isinstance(call, types.FunctionType)}
+        calls = own | calls
     written = {name: call for name, call in calls.items() if not name.startswith("__")}
     outside = {name: _values_outside(call) for name, call in written.items()}
     return fingerprint(kind.name, options_of(editor), written, outside)
@@ -155,4 +163,5 @@ def identity(editor: Editor) -> str:
 def _values_outside(call: Callable) -> dict[str, Any]:
     "The values of global names that a function reads, without modules, classes and functions."
     found = inspect.getclosurevars(call).globals
-    return {name: value for name, value in found.items() if not isinstance(value, types.ModuleType | type | types.FunctionType)}
+    code = types.ModuleType | type | types.FunctionType
+    return {name: value for name, value in found.items() if not isinstance(value, code)}

@@ -27,5 +27,6 @@ class SDEdit(Editor):
 
     def first_step(self, steps: int) -> int:
         if not (taken := round(steps * self.strength)):
-            raise ValueError(f"strength={self.strength:g} runs no step of {steps}: give at least {1 / steps:.2g}, up to 1")
+            remedy = f"give at least {1 / steps:.2g}, up to 1"
+            raise ValueError(f"strength={self.strength:g} runs no step of {steps}: {remedy}")
         return steps - taken

@@ -24,13 +24,14 @@ def _eight_bits(image: Image.Image, name: str) -> np.ndarray:
         values = np.asarray(image).astype(np.float64)
         most = 1.0 if image.mode == "F" else 65535.0
         if values.min() < 0 or values.max() > most:
-            raise ClipError(f"{name} has values from {values.min():g} to {values.max():g}: save it with 8 or 16 bits first")
+            found = f"values from {values.min():g} to {values.max():g}"
+            raise ClipError(f"{name} has {found}: save it with 8 or 16 bits first")
         return np.rint(values / most * 255).astype(np.uint8)[..., None].repeat(3, axis=-1)
     return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
 
 def as_picture(
-    source: Path | Image.Image,  # a file, or what is open already
+    source: Path | Image.Image,  # a file, or an open picture
     background: str | tuple[int, int, int] | None = None,  # what a transparent picture is laid on
 ) -> np.ndarray:
     "The pixels of a picture, upright, `(h, w, 3)` uint8. Raises `ClipError` that names the file."
@@ -42,18 +43,21 @@ def as_picture(
     except ClipError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ClipError(f"{name} is no picture that can be read ({str(error).splitlines()[0]}): leave it out or save it anew") from error
+        reason = str(error).splitlines()[0]
+        message = f"{name} is no picture that can be read ({reason}): leave it out or save it anew"
+        raise ClipError(message) from error
 
 # %% ../../nbs/video/03_pictures.ipynb #f69a2db1
 def is_moving_by_pillow(path: Path) -> bool:
-    "Whether the content is a WebP, or an AVIF that moves, whatever the name says: films that Pillow reads and ffmpeg does not."
+    """Whether the content is a WebP or an animated AVIF, whatever the name says. Pillow reads these films, ffmpeg does
+    not."""
     with path.open("rb") as file:
         head = file.read(12)
     return head[:4] == b"RIFF" and head[8:] == b"WEBP" or head[4:] == b"ftypavis"
 
 
 def moving_times(path: Path) -> list[Fraction]:
-    "When each picture begins, in seconds, and last when the last one ends; a still has only a beginning and an end."
+    "When each picture begins, in seconds, and then when the last one ends. A still picture gives two times."
     times = [Fraction(0)]
     try:
         with Image.open(path) as image:
@@ -66,7 +70,8 @@ def moving_times(path: Path) -> list[Fraction]:
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         if isinstance(error, ClipError):
             raise
-        raise ClipError(f"{path} is not a video that Pillow can read ({error}): give a file that a player shows") from error
+        message = f"{path} is not a video that Pillow can read ({error}): give a file that a player shows"
+        raise ClipError(message) from error
     return times
 
 
@@ -79,10 +84,10 @@ def moving_pictures(path: Path, background: str | tuple[int, int, int] | None = 
 
 # %% ../../nbs/video/03_pictures.ipynb #94e38374
 class Album:
-    """Pictures as a film: `rate`, `size`, `length` in places at that rate, and the pictures by `pictures`. The last one is shown for `hold` places
-    beyond one."""
+    """Pictures as a film: `rate`, `size`, `length` in places at that rate, and the pictures by `pictures`.
+    The last picture is shown for `hold` places more than one."""
 
-    heard, lost, first, shown_as = [], 0, Fraction(0), None  # pictures are whole or refused, and begin at once
+    heard, lost, first, shown_as = [], 0, Fraction(0), None  # pictures are read whole or refused, and start at 0 s
 
     def __init__(
         self,
@@ -90,12 +95,15 @@ class Album:
         rate: Fraction,  # of pictures that have no times
         background: str | tuple[int, int, int] | None = None,  # what transparent pictures are laid on
     ):
-        self.sources, self.background, self.path = sources, background, sources if isinstance(sources, Path) else None
+        self.sources, self.background = sources, background
+        self.path = sources if isinstance(sources, Path) else None
         if self.path is None:
-            self.size, self.rate, self.places, self.hold = as_picture(sources[0], background).shape[:2], rate, range(len(sources)), 0
+            self.size = as_picture(sources[0], background).shape[:2]
+            self.rate, self.places, self.hold = rate, range(len(sources)), 0
         else:
             *times, end = moving_times(sources)
-            self.size, self.rate = next(moving_pictures(sources, background)).shape[:2], find_rate(times, Fraction(1, 1000), [1 / end])
+            self.size = next(moving_pictures(sources, background)).shape[:2]
+            self.rate = find_rate(times, Fraction(1, 1000), [1 / end])
             self.places = place(np.array(times, float), self.rate)[0]
             self.hold = max(0, round((end - times[-1]) * self.rate) - 1)
         self.count, self.length = len(self.places), self.places[-1] + 1 + self.hold
@@ -104,7 +112,7 @@ class Album:
     duration = property(lambda self: self.length / self.rate, doc="Seconds.")
 
     def pictures(self, start: int = 0) -> Iterator[tuple[int, np.ndarray | Path | Image.Image]]:
-        "Place and picture, of which `pixels` makes pixels."
+        "Each place with its picture, which `pixels` converts."
         return zip(self.places, self.sources if self.path is None else moving_pictures(self.path, self.background))
 
     def pixels(self, picture: np.ndarray | Path | Image.Image) -> np.ndarray:
@@ -112,13 +120,13 @@ class Album:
         pixels = picture if isinstance(picture, np.ndarray) else as_picture(picture, self.background)
         if pixels.shape[:2] != self.size:
             name = picture if isinstance(picture, Path) else f"picture {self.sources.index(picture)}"
-            (height, width), (found_height, found_width) = self.size, pixels.shape[:2]
-            raise ClipError(f"{name} has {found_height}×{found_width} pixels where the first has {height}×{width}: give pictures of one size")
+            first, found = (f"{height}×{width}" for height, width in (self.size, pixels.shape[:2]))
+            raise ClipError(f"{name} has {found} pixels where the first has {first}: give pictures of one size")
         return pixels
 
 
 def is_moving(path: Path) -> bool:
-    "Whether a picture file holds several that are shown one after the other."
+    "Whether a picture file is animated: it holds several pictures."
     try:
         with Image.open(path) as image:
             return image.format in ("PNG", "WEBP", "AVIF") and getattr(image, "n_frames", 1) > 1

@@ -27,12 +27,12 @@ from .timeline import find_rate, place
 
 # %% ../../nbs/video/04_read.ipynb #13b5e8eb
 _LISTENING, _LISTENERS = threading.Lock(), []
-_ALSO = ("corrupt", "mismatch", "truncat", "premature")  # of the warnings, those that tell of damage
+_ALSO = ("corrupt", "mismatch", "truncat", "premature")  # warnings with these words mean damage
 
 
 @contextmanager
 def listening(heard: list[str]) -> Iterator[None]:
-    "Appends what ffmpeg complains of to `heard`, in its own words, without repetition."
+    "Appends the complaints of ffmpeg to `heard`, in its own words, each one once."
     with _LISTENING:
         _LISTENERS.append((av.logging.get_level(), av.logging.get_skip_repeated()))
         av.logging.set_level(max(_LISTENERS[0][0] or 0, av.logging.WARNING))
@@ -54,17 +54,26 @@ def listening(heard: list[str]) -> Iterator[None]:
 
 # %% ../../nbs/video/04_read.ipynb #dd676617
 _FILMS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,kux,asf,asf_o,ogg,gif,apng,yuv4mpegpipe,"
-    "h264,hevc,vvc,obu,av1,ivf,m4v,h263,h261,vc1,vc1test,mjpeg,mjpeg_2000,dirac,cavsvideo,mxf,nut,dv,rm,wtv,gxf,flic,nuv,amv,"
-    "jpegxl_anim,avs2,avs3,swf,ty,pva,nsv,mve,roq,smk,bink,film_cpk,dhav,ipu"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,kux,asf,asf_o,ogg,gif,apng,"
+    "yuv4mpegpipe,h264,hevc,vvc,obu,av1,ivf,m4v,h263,h261,vc1,vc1test,mjpeg,mjpeg_2000,dirac,cavsvideo,mxf,nut,dv,rm,"
+    "wtv,gxf,flic,nuv,amv,jpegxl_anim,avs2,avs3,swf,ty,pva,nsv,mve,roq,smk,bink,film_cpk,dhav,ipu"
 )
-_SOUNDS = "mp3,wav,w64,flac,aac,ac3,eac3,aiff,au,caf,amr,ape,wv,tta,tak,mpc,mpc8,dts,truehd,mlp,voc,loas,latm,adts,oma,aea,dsf,shn,gsm"
-_LISTS = {b"#EXTM3U": "a playlist", b"ffconcat": "a list of files", b"<MPD": "DASH", b"<SmoothStreaming": "a manifest", b"[playlist]": "a playlist"}
+_SOUNDS = (
+    "mp3,wav,w64,flac,aac,ac3,eac3,aiff,au,caf,amr,ape,wv,tta,tak,mpc,mpc8,dts,truehd,mlp,voc,loas,latm,adts,oma,aea,"
+    "dsf,shn,gsm"
+)
+_LISTS = {
+    b"#EXTM3U": "a playlist", b"ffconcat": "a list of files", b"<MPD": "DASH", b"<SmoothStreaming": "a manifest",
+    b"[playlist]": "a playlist",
+}
 
 
 def open_media(path: Path, heard: list[str]) -> av.container.InputContainer:
-    "An open file. Raises `ClipError` for what ffmpeg does not know or what would read other files."
-    options = {"protocol_whitelist": "file", "format_whitelist": f"{_FILMS},{_SOUNDS}", "max_pixels": str(MAX_PIXELS), "err_detect": "crccheck+bitstream+buffer"}
+    "An open file. Raises `ClipError` for a format that ffmpeg does not know, or that refers to other files."
+    options = {
+        "protocol_whitelist": "file", "format_whitelist": f"{_FILMS},{_SOUNDS}", "max_pixels": str(MAX_PIXELS),
+        "err_detect": "crccheck+bitstream+buffer",
+    }
     said = []
     try:
         with listening(said):
@@ -112,7 +121,7 @@ def _film_stream(container: av.container.InputContainer, path: Path) -> Any:
 
 
 def _decoder(stream: Any) -> Any:
-    "What decodes a stream: its own decoder, or for VP8 and VP9 with transparency the one that sees it."
+    "The decoder of a stream. VP8 and VP9 with transparency need one that reads it."
     marked = {name.lower(): value for name, value in stream.metadata.items()}.get("alpha_mode") == "1"
     name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
     if not (marked and name):
@@ -123,7 +132,7 @@ def _decoder(stream: Any) -> Any:
 
 # %% ../../nbs/video/04_read.ipynb #10b58e4f
 def _packets(container: Any, streams: list, heard: list[str]) -> Iterator[av.Packet]:
-    "The packets of some streams, up to the end of the file or to what cannot be read."
+    "The packets of some streams, up to the end of the file or the first unreadable one."
     packets = container.demux(*streams)
     while True:
         try:
@@ -135,14 +144,14 @@ def _packets(container: Any, streams: list, heard: list[str]) -> Iterator[av.Pac
             return
         if packet is None:
             return
-        if packet.size or packet.dts is not None or packet.pts is not None:  # and not the mark of the end
+        if packet.size or packet.dts is not None or packet.pts is not None:  # an empty one marks the end
             yield packet
 
 
 def _decoded(container: Any, stream: Any, heard: list[str]) -> Iterator[av.VideoFrame]:
-    "The frames of a stream from where the container stands, in the order in which they are shown."
+    "The frames of a stream from the container's position on, in the order in which they are shown."
     decoder = _decoder(stream)
-    for packet in chain(_packets(container, [stream], heard), [None]):  # None: give what is still held back
+    for packet in chain(_packets(container, [stream], heard), [None]):  # None: return the last frames
         if packet is not None and not packet.size:
             continue  # an empty packet repeats the picture before
         frames = []
@@ -169,7 +178,7 @@ def pulled(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
 
 
 def _progressive(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    "The same number of frames, of which none is combed."
+    "The same number of frames, deinterlaced."
     graph, kind = None, None
     for frame in frames:
         if graph is not None and kind != (frame.format.name, frame.width, frame.height):
@@ -194,10 +203,11 @@ def _progressive(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
 
 # %% ../../nbs/video/04_read.ipynb #731e3053
 def _upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    "The pixels turned and mirrored as the frame asks for."
+    "The pixels, rotated and mirrored as the frame's display matrix says."
     if (noted := frame.side_data.get(SideData.DISPLAYMATRIX)) is None:
         return pixels
-    (a, b), (c, d) = np.frombuffer(bytes(noted), np.int32, 9).reshape(3, 3)[:2, :2].astype(float)  # x' = ax + cy, y' = bx + dy
+    matrix = np.frombuffer(bytes(noted), np.int32, 9).reshape(3, 3)
+    (a, b), (c, d) = matrix[:2, :2].astype(float)  # x' = ax + cy, y' = bx + dy
     if turned := abs(b) + abs(c) > abs(a) + abs(d):
         pixels, across, down = pixels.swapaxes(0, 1), c, b
     else:
@@ -223,29 +233,31 @@ def _reformatted(frame: av.VideoFrame, kind: str, width: int, height: int, name:
 
 
 def pixels_of(frame: av.VideoFrame, width: int, height: int, background: Any, name: str) -> np.ndarray:
-    "The frame `(h, w, 3)` uint8 as it is shown, scaled to `width` × `height` before it is turned upright."
+    "The frame `(h, w, 3)` uint8 as it is shown: scaled to `width` × `height`, then turned upright."
     if _is_clear(frame):
         pixels = lay_on(_reformatted(frame, "rgba", width, height, name), background, name)
     elif needs_conversion(frame.color_trc, frame.color_primaries):
-        pixels = to_screen(_reformatted(frame, "rgb48le", width, height, name), frame.color_trc, frame.color_primaries)
+        values = _reformatted(frame, "rgb48le", width, height, name)
+        pixels = to_screen(values, frame.color_trc, frame.color_primaries)
     else:
         pixels = _reformatted(frame, "rgb24", width, height, name)
     return _upright(pixels, frame)
 
 # %% ../../nbs/video/04_read.ipynb #3ebfa1d3
-_PACKETS, _BYTES = 3000, 256 << 20  # so much is looked through where only a part of a film is wanted
+_PACKETS, _BYTES = 3000, 256 << 20  # the most that is looked through where only a part of a film is read
 
 
 @dataclass
 class _Packets:
     "What the packets of a stream say."
 
-    times: list[int | None] = field(default_factory=list)  # when each picture is shown, in units of the stream, in their order in the file
+    # when each picture is shown, in units of the stream, in the order of the file
+    times: list[int | None] = field(default_factory=list)
     ends: dict[int, Fraction] = field(default_factory=dict)  # of each stream, in seconds
     packets: int = 0  # of this stream, empty ones too
     position: int = 0  # where in the file the last one ends
-    backwards: bool = False  # the clock of the file is set back somewhere
-    whole: bool = False  # looked through to the end
+    backwards: bool = False  # the times of the file jump back somewhere
+    whole: bool = False  # read to the end
 
 
 def _look_through(container: Any, stream: Any, whole: bool, heard: list[str]) -> _Packets:
@@ -272,11 +284,13 @@ def _look_through(container: Any, stream: Any, whole: bool, heard: list[str]) ->
 
 def _is_in_file_order(times: list[int | None], stream: Any) -> bool:
     "Whether times only count the pictures in the file, as AVI does, although they are shown in another order."
-    return len(times) > 1 and stream.codec_context.has_b_frames and all(one < other for one, other in zip(times, times[1:]))
+    if len(times) < 2 or not stream.codec_context.has_b_frames:
+        return False
+    return all(one < other for one, other in zip(times, times[1:]))
 
 # %% ../../nbs/video/04_read.ipynb #51af9d47
 def _lacks_its_end(kind: str, path: Path) -> bool:
-    "Whether a file lacks what files of its kind end with."
+    "Whether the usual end of files of this kind is missing."
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(1000)
@@ -302,7 +316,7 @@ _HEADERS = {"matroska", "mov", "avi", "flv", "asf"}  # kinds whose header says h
 
 
 def _unfinished(container: Any, found: _Packets, path: Path, rate: Fraction, frames: int) -> list[str]:
-    "What tells that a file ends too early, if anything does. `frames` is what its header says of their number, or 0."
+    "The sign that a file ends too early, or an empty list. `frames` is their number by the header, or 0."
     kind = container.format.name.partition(",")[0]
     if _lacks_its_end(kind, path):
         return [f"{kind}: the end of the file is missing"]
@@ -322,7 +336,7 @@ _SEEKABLE = ("mov", "matroska", "mpegts", "flv")  # in others the times after a 
 
 class Film:
     """A video file: `rate`, `first` (seconds until its first picture), `size` as shown, and its pictures by `pictures`.
-    `length` is its number of places at that rate, `hold` for how many of them the last picture is shown beyond one."""
+    `length` is its number of places at that rate. The last picture is shown for `hold` places more than one."""
 
     def __init__(
         self,
@@ -338,47 +352,57 @@ class Film:
             if frame is None:
                 raise ClipError(f"{path} has no frame that can be decoded: give a file that a player shows")
             self._note_frame(frame, stream)
-        self.heard.clear()  # it is all said again when the film is read
+        self.heard.clear()  # the decoder says it again when the film is read
         looking = []
         with open_media(path, looking) as container:
             stream = _film_stream(container, path)
             found = _look_through(container, stream, whole, looking)
             self._note_times(found, frame, container, stream)
             if whole:
-                self.heard += dict.fromkeys([*looking, *_unfinished(container, found, path, self.rate, stream.frames)])
+                missing = _unfinished(container, found, path, self.rate, stream.frames)
+                self.heard += dict.fromkeys([*looking, *missing])
 
     def _note_frame(self, frame: av.VideoFrame, stream: Any) -> None:
-        "What the first frame says of all."
+        "Takes from the first frame what holds for all."
         square = float(stream.sample_aspect_ratio or 1)
         self.coded = frame.width, frame.height
-        self.scaled = max(1, int(frame.width * square + 0.5)), frame.height  # width, height in square pixels, not yet upright
+        # width and height in square pixels, before the frame is turned upright
+        self.scaled = max(1, int(frame.width * square + 0.5)), frame.height
         check_pixels(*self.scaled, str(self.path))
         shape = _upright(np.empty((self.scaled[1], self.scaled[0], 0), np.uint8), frame).shape
         self.size, self.shown_as = shape[:2], HDR.get(frame.color_trc)
         self.kind = stream.container.format.name.partition(",")[0]
 
     def _note_times(self, found: _Packets, frame: av.VideoFrame, container: Any, stream: Any) -> None:
-        "Rate, length and the time of the first picture, and of all pictures where they can only be counted."
-        tick, hints, self.count = stream.time_base, [stream.guessed_rate, stream.base_rate, stream.average_rate], len(found.times)
-        begin = stream.start_time * tick - Fraction(container.start_time or 0, av.time_base) if stream.start_time is not None else Fraction(0)
+        "Sets rate, length and the time of the first picture. Without usable times, the pictures are counted."
+        hints, self.count = [stream.guessed_rate, stream.base_rate, stream.average_rate], len(found.times)
+        tick, begin = stream.time_base, Fraction(0)
+        if stream.start_time is not None:
+            begin = stream.start_time * tick - Fraction(container.start_time or 0, av.time_base)
         self.first, self.zero, self.order, self.hold, self.last = max(Fraction(0), begin), Fraction(0), None, 0, 0
-        known = None not in found.times and len({*found.times}) == len(found.times) and not found.backwards and found.times
+        different = None not in found.times and len({*found.times}) == len(found.times)
+        known = different and not found.backwards and found.times
         if not known or frame.pts is None:
-            self.rate, self.order = next((rate for rate in hints if rate and 0 < rate <= 1000), Fraction(25)), range(len(found.times))
+            self.rate = next((rate for rate in hints if rate and 0 < rate <= 1000), Fraction(25))
+            self.order = range(len(found.times))
         else:
             is_counted = _is_in_file_order(found.times, stream)
             ticks = [time for time in sorted(found.times) if is_counted or time >= frame.pts]
             times = [time * tick for time in ticks or [frame.pts]]
             end = found.ends.get(stream.index, times[-1])
             self.zero, self.first = times[0], self.first + (times[0] - min(found.times) * tick)
-            self.rate = find_rate(times, tick, hints if len(times) > 1 or end <= times[0] else [*hints, 1 / (end - times[0])])
+            if len(times) == 1 and end > times[0]:
+                hints = [*hints, 1 / (end - times[0])]
+            self.rate = find_rate(times, tick, hints)
             places = place(np.array([float(time - times[0]) for time in times]), self.rate)[0]
             self.order = places if is_counted else None
             self.hold = max(0, round((end - times[-1]) * self.rate) - 1) if len(times) > 1 and found.whole else 0
             self.last = places[-1]
         self.last = self.order[-1] if self.order else self.last
         self.length = self.last + 1 + self.hold if found.whole else None
-        lasts = stream.duration * tick if stream.duration else Fraction(container.duration or 0, av.time_base) - self.first
+        lasts = Fraction(container.duration or 0, av.time_base) - self.first
+        if stream.duration:
+            lasts = stream.duration * tick
         self.promised = max(self.length or 0, stream.frames if self.order else round(lasts * self.rate))
 
     @property
@@ -387,7 +411,7 @@ class Film:
         return None if self.length is None else self.first + self.length / self.rate
 
     def pictures(self, start: int = 0) -> Iterator[tuple[int, av.VideoFrame]]:
-        "Place and frame of each picture from at least two places before `start` on, of which `pixels` makes pixels."
+        "Each place with its frame, from at least two places before `start` on. `pixels` converts a frame."
         if start > max(3, self.rate) and self.order is None and self.kind in _SEEKABLE:
             numbered = self._numbered(start - 3)
             first = next(numbered, None)
@@ -409,7 +433,7 @@ class Film:
                     return
             for number, frame in enumerate(_progressive(_decoded(container, stream, heard))):
                 if waiting and (not frame.key_frame or frame.pts is None):
-                    continue  # what is decoded before a key frame lacks the frames that it is made from
+                    continue  # a frame before the first key frame lacks the frames that it is made from
                 if waiting:
                     waiting, last = False, self._place(frame, number, 0) - 1
                     heard.clear()
@@ -429,7 +453,7 @@ class Film:
         return following if frame.pts is None else round((frame.pts * frame.time_base - self.zero) * self.rate)
 
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
-        "What is shown of a frame, `(h, w, 3)` uint8. Raises `ClipError` where the film changes its shape."
+        "The frame as it is shown, `(h, w, 3)` uint8. Raises `ClipError` where the film changes its shape."
         wide, high = self.coded
         if abs(frame.width * high / (frame.height * wide) - 1) > 0.02:
             change = f"from {high}×{wide} to {frame.height}×{frame.width} pixels"

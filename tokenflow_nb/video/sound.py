@@ -51,8 +51,9 @@ def _from(path: Path, start: float, heard: list[str]) -> Iterator[tuple[Fraction
     yield from _decoded(path, heard)
 
 # %% ../../nbs/video/05_sound.ipynb #453bcb73
-RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)  # samples a second that AAC knows
-LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1")  # of channels, likewise
+# samples per second, and arrangements of channels, that AAC knows
+RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
+LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1")
 
 
 def sound_kind(
@@ -60,7 +61,7 @@ def sound_kind(
     start: float,  # seconds from the beginning of the file
     duration: float,  # seconds
 ) -> tuple[int, str] | None:
-    "Samples a second and arrangement of channels to write for a span of a file; None when it has no sound there."
+    "Samples per second and channel layout to write for a span of a file. None when it has no sound there."
     for time, frame in _from(path, start, []):
         if time >= start + duration:
             return None
@@ -72,13 +73,14 @@ def sound_kind(
 
 
 def _mean(frame: av.AudioFrame, used: set[int]) -> av.AudioFrame:
-    "The mean of all channels that have ever been heard, as one; those heard are noted in `used`."
+    "The mean of all channels that were not silent so far, as one channel. Adds those of this frame to `used`."
     values = frame.to_ndarray()
     values = (values if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels).T).astype(np.float32)
     zero, full = {"u8": (128, 128), "s16": (0, 1 << 15), "s32": (0, 1 << 31)}.get(frame.format.packed.name, (0, 1))
     values = (values - zero) / np.float32(full)
     used |= {*np.flatnonzero(np.abs(values).max(axis=1) > 1e-3).tolist()}
-    mean = av.AudioFrame.from_ndarray(values.sum(axis=0, keepdims=True) / np.float32(max(1, len(used))), "fltp", "mono")
+    mixed = values.sum(axis=0, keepdims=True) / np.float32(max(1, len(used)))
+    mean = av.AudioFrame.from_ndarray(mixed, "fltp", "mono")
     mean.sample_rate = frame.sample_rate
     return mean
 
@@ -91,7 +93,7 @@ def _sound(values: np.ndarray, at: int, kind: tuple[int, str]) -> av.AudioFrame:
 
 
 def _resampled(path: Path, start: float, kind: tuple[int, str], heard: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    "Sound as floats `(channels, samples)`, each block with the number of its first sample, counted from `start` seconds."
+    "Blocks of sound, floats `(channels, samples)`, each after the number of its first sample, counted from `start`."
     resampler, position, used = av.AudioResampler("fltp", kind[1], kind[0]), None, set()
     for time, frame in _from(path, start, heard):
         here = round((float(time) - start) * kind[0])
@@ -112,9 +114,9 @@ def sound_frames(
     start: float,  # seconds from the beginning of the file
     duration: float,  # seconds
     kind: tuple[int, str],  # from `sound_kind`
-    heard: list[str],  # takes what the decoder complains of
+    heard: list[str],  # the complaints of the decoder are added
 ) -> Iterator[av.AudioFrame]:
-    "The sound of a span in floats of 32 bits; the first sample is shown with the first picture."
+    "The sound of a span in floats of 32 bits. The first sample is heard with the first picture."
     written, length = 0, round(duration * kind[0])
     for position, values in _resampled(path, start, kind, heard):
         while written < min(position, length):  # a gap

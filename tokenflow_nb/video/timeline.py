@@ -14,12 +14,13 @@ import numpy as np
 
 # %% ../../nbs/video/01_timeline.ipynb #9ebb85be
 _WHOLE = (*range(1, 61), 72, 75, 90, 100, 120, 144, 200, 240)
-STANDARD = sorted({Fraction(n) for n in _WHOLE} | {Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120, 240)} | {Fraction(15, 2), Fraction(25, 2)})
-FINEST = 60  # frames per second: above, a variable rate follows its mean, and a picture may be shown up to one frame late
+_BROADCAST = {Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120, 240)}
+STANDARD = sorted({Fraction(n) for n in _WHOLE} | _BROADCAST | {Fraction(15, 2), Fraction(25, 2)})
+FINEST = 60  # frames per second. Above, a variable rate follows its mean, and a picture may be one frame late
 
 
 def as_rate(fps: float) -> Fraction:
-    "A rate as a fraction, exact for every rate that cameras have: none needs a denominator above that of 30000/1001."
+    "A rate as a fraction, exact for every rate that cameras have. None needs a denominator above 1001."
     return Fraction(float(fps)).limit_denominator(1001) or Fraction(1, 1001)
 
 
@@ -28,22 +29,23 @@ def constant_rate(
     tick: float,  # seconds that a time is rounded to
     hints: Iterable[Fraction],  # rates that the file claims
 ) -> Fraction | None:
-    "The constant rate of these times, or None if there is none. The exact one is found in spite of rounding."
+    "The constant rate of these times, exact even where they are rounded. None if there is none."
     count = len(times)
     mean = (count - 1) / (times[-1] - times[0])
     since, number = times - times[0], np.arange(count)
-    wander = {rate: float(np.ptp(since * float(rate) - number)) for rate in (*hints, *STANDARD, as_rate(mean)) if abs(rate / mean - 1) < 0.05}
+    near = [rate for rate in (*hints, *STANDARD, as_rate(mean)) if abs(rate / mean - 1) < 0.05]
+    wander = {rate: float(np.ptp(since * float(rate) - number)) for rate in near}
     exact = [rate for rate in wander if wander[rate] <= min(0.5, 2 * tick * rate + 0.02)]
-    if exact:  # what the file claims first, if cameras have it; otherwise the closest, if cameras have it
+    if exact:  # rates that cameras have first, of these what the file claims, then the closest
         return min(exact, key=lambda rate: (rate not in STANDARD, rate not in hints, wander[rate]))
-    return as_rate(mean) if np.abs(since * mean - number).max() <= 0.45 else None  # a clock that trembles
+    return as_rate(mean) if np.abs(since * mean - number).max() <= 0.45 else None  # times that vary a little
 
 # %% ../../nbs/video/01_timeline.ipynb #b4b21fbb
 def place(
     times: np.ndarray,  # (n,) seconds since the first picture, increasing
     rate: Fraction,
 ) -> tuple[list[int], float]:
-    "The place of each picture, increasing, and by how many places a picture is late at most."
+    "The place of each picture, increasing, and the largest delay of a picture, in places."
     places, late = [], 0.0
     for position in (times * float(rate)).tolist():
         places.append(max(round(position), places[-1] + 1 if places else 0))
@@ -52,10 +54,10 @@ def place(
 
 
 def variable_rate(times: np.ndarray, hints: Iterable[Fraction]) -> Fraction:
-    "A rate at which every picture has a place of its own, and no finer than that needs."
+    "The lowest suitable rate at which every picture has its own place."
     gaps = np.diff(times)
     usual = np.quantile(gaps, 0.05)
-    for finest in (1 / gaps.min(), 1 / usual):  # with all pairs of pictures, and without the few that are closest
+    for finest in (1 / gaps.min(), 1 / usual):  # by all gaps, and without the few shortest ones
         if finest <= 1.05 * FINEST:
             near = [rate for rate in (*hints, *STANDARD, as_rate(finest)) if 0.8 * finest <= rate <= 1.04 * finest]
             off = [np.abs(times * float(rate) - place(times, rate)[0]) for rate in near]
@@ -71,7 +73,7 @@ def find_rate(
     tick: Fraction,  # seconds that a time is rounded to
     hints: Iterable[Fraction | None] = (),  # rates that the file claims, the most trusted first
 ) -> Fraction:
-    "The rate at which these pictures make a clip: the exact one where it is constant, otherwise one that loses no picture."
+    "The rate for a clip of these pictures: the exact one where it is constant, else one that loses no picture."
     hints = [rate for rate in hints if rate and rate > 0]
     if len(times) < 2:
         return next((rate for rate in hints if rate <= max(STANDARD)), Fraction(25))
@@ -94,9 +96,9 @@ def chosen_places(
 def shown_at(
     pictures: Iterable[tuple[int, Any]],  # place and picture, places increasing
     places: Iterable[int],  # the places wanted, never decreasing
-    hold: int = 0,  # for how many places more than one the last picture is shown
+    hold: int = 0,  # places for which the last picture is shown, beyond one
 ) -> Iterator[Any]:
-    "For each place, the picture that is shown there; it ends when no picture is left."
+    "The picture that is shown at each place, until no picture is left."
     places = iter(places)
     wanted, current, here = next(places, None), None, 0
     for following, picture in pictures:

@@ -34,8 +34,8 @@ BT709, TV_RANGE = 1, 1  # numbers of H.273
 
 
 def even(frame: np.ndarray) -> np.ndarray:
-    """The frame with its last row and column repeated where its height or width is odd: 4:2:0 halves the planes of colour, so an odd side cannot be
-    stored. This cuts nothing off and keeps every pixel sharp."""
+    """The frame with its last row or column repeated where its height or width is odd. An mp4 stores colour at half the
+    size (4:2:0), so a side must be even. Nothing is cut off, and every pixel stays sharp."""
     height, width = frame.shape[:2]
     return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge") if height % 2 or width % 2 else frame
 
@@ -48,7 +48,7 @@ def _as_frame(pixels: np.ndarray, number: int, rate: Fraction) -> av.VideoFrame:
 
 
 def _as_yuv(pixels: np.ndarray, number: int, rate: Fraction, size: tuple[int, int]) -> av.VideoFrame:
-    "The same at a size, height and width, in the colours that an mp4 stores."
+    "The same, scaled to a height and width, in the colours that an mp4 stores."
     stored = dict(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG", interpolation="BICUBIC")
     frame = _as_frame(even(pixels), number, rate).reformat(height=size[0], width=size[1], **stored)
     frame.pts, frame.time_base = number, 1 / rate
@@ -67,7 +67,7 @@ def _add_h264(container: Any, size: tuple[int, int], rate: Fraction, options: di
 # %% ../../nbs/video/06_write.ipynb #27f1622e
 def _packets(stream: Any, frames: Iterable[Any]) -> Iterator[av.Packet]:
     "Encoded frames, as they become ready."
-    for frame in chain(frames, [None]):  # None: give what is still held back
+    for frame in chain(frames, [None]):  # None: return the last frames
         yield from stream.encode(frame)
 
 
@@ -79,11 +79,13 @@ def encode_mp4(
     sound: tuple[tuple[int, str], Iterable[av.AudioFrame]] | None = None,  # see `sound_kind` and `sound_frames`
     options: dict[str, str] = MP4,  # of the encoder
 ) -> None:
-    "Writes an mp4. An odd side grows by one pixel. Raises an error of av's, which is an `OSError` or a `ValueError`, when it cannot."
-    with av.open(target, "w", format="mp4", options={"movflags": "+faststart"} if isinstance(target, str) else {}) as container:
+    "Writes an mp4. An odd side grows by one pixel. Raises an `OSError` or a `ValueError` of av when it cannot."
+    flags = {"movflags": "+faststart"} if isinstance(target, str) else {}
+    with av.open(target, "w", format="mp4", options=flags) as container:
         size = size[0] + size[0] % 2, size[1] + size[1] % 2
         stream = _add_h264(container, size, rate, options)
-        packets = [_packets(stream, (_as_yuv(pixels, number, rate, size) for number, pixels in enumerate(frames)))]
+        stored = (_as_yuv(pixels, number, rate, size) for number, pixels in enumerate(frames))
+        packets = [_packets(stream, stored)]
         if sound:
             (samples, layout), heard = sound
             stream = container.add_stream("aac", rate=samples, layout=layout)
@@ -104,8 +106,10 @@ def _palette(frames: Iterable[np.ndarray], size: tuple[int, int], rate: Fraction
     return graph.vpull()
 
 
-def _in_colours(frames: Iterable[np.ndarray], palette: av.VideoFrame, size: tuple[int, int], rate: Fraction) -> Iterator[av.VideoFrame]:
-    "Each frame in the colours of a palette, mixed by dots."
+def _in_colours(
+    frames: Iterable[np.ndarray], palette: av.VideoFrame, size: tuple[int, int], rate: Fraction
+) -> Iterator[av.VideoFrame]:
+    "Each frame in the colours of a palette, dithered."
     graph = av.filter.Graph()
     source = graph.add_buffer(width=size[1], height=size[0], format="rgb24", time_base=1 / rate)
     colours = graph.add_buffer(width=16, height=16, format=palette.format.name, time_base=1 / rate)
@@ -123,7 +127,7 @@ def _in_colours(frames: Iterable[np.ndarray], palette: av.VideoFrame, size: tupl
 
 
 def encode_gif(target: str, frames: Sequence[np.ndarray], size: tuple[int, int], rate: Fraction) -> None:
-    "Writes a GIF that repeats for ever, times rounded to 1/100 s. Raises as `encode_mp4` does."
+    "Writes a GIF that repeats for ever, its times rounded to 1/100 s. Raises what `encode_mp4` raises."
     with av.open(target, "w", format="gif", options={"loop": "0"}) as container:
         stream = container.add_stream("gif", rate=rate)
         stream.height, stream.width, stream.pix_fmt = *size, "pal8"
@@ -145,13 +149,13 @@ def _claim(folder: Path, suffix: str) -> tuple[Path, int | None]:
             return part, None
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if part.exists():  # and was not taken for a dead one before it was locked
+        if part.exists():  # `_sweep` did not remove it before it was locked
             return part, handle
         os.close(handle)
 
 
 def _sweep(folder: Path) -> None:
-    "Removes hidden files that writers left behind which were killed."
+    "Removes the hidden files of writers that were killed."
     for part in folder.glob(f"{_HIDDEN}*"):
         if part.suffix not in (".mp4", ".gif") or part.is_symlink():
             continue
@@ -171,7 +175,7 @@ def _sweep(folder: Path) -> None:
 def whole_or_nothing(
     path: Path,  # absolute; its folder is made
 ) -> Iterator[Path]:
-    "A path to write to, which becomes `path` when the block ends well. Otherwise nothing stays, and a file that was there is as it was."
+    "A path to write to, renamed to `path` when the block ends well. Else it is removed, and an older file stays."
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
     part, handle = _claim(path.parent, path.suffix.lower())
@@ -192,7 +196,8 @@ def write_film(
     sound_from: Path | None = None,  # a file that has sound
     start: float = 0.0,  # where in that file the frames begin, in seconds
 ) -> None:
-    "Writes a video file, whole or not at all. Raises `OSError` or `ValueError` when it cannot, warns when only the sound cannot be written."
+    """Writes a video file, whole or not at all. Raises `OSError` or `ValueError` when it cannot.
+    Warns when only the sound cannot be written."""
     size = frames[0].shape[:2]
     try:
         with whole_or_nothing(path) as part:
@@ -206,16 +211,20 @@ def write_film(
         raise OSError(str(error)) from error
 
 
-def _with_sound(part: str, frames: Sequence[np.ndarray], size: tuple[int, int], rate: Fraction, source: Path | None, start: float) -> None:
-    "Writes an mp4 with the sound of `source`, or, with a warning, without it."
+def _with_sound(
+    part: str, frames: Sequence[np.ndarray], size: tuple[int, int], rate: Fraction, source: Path | None, start: float
+) -> None:
+    "Writes an mp4 with the sound of `source`. If that cannot be written, warns and leaves it out."
     heard, duration = [], float(len(frames) / rate)
     if source is not None:
         try:
             if kind := sound_kind(source, start, duration):
-                return encode_mp4(part, frames, size, rate, (kind, sound_frames(source, start, duration, kind, heard)))
+                sound = kind, sound_frames(source, start, duration, kind, heard)
+                return encode_mp4(part, frames, size, rate, sound)
         except (av.FFmpegError, OSError, ValueError) as error:
             heard.append(str(getattr(error, "strerror", None) or error))
-            warnings.warn(f"the sound of {source} cannot be written, the picture is without it ({heard[0]})", UserWarning, stacklevel=5)
+            message = f"the sound of {source} cannot be written, the picture is without it ({heard[0]})"
+            warnings.warn(message, UserWarning, stacklevel=5)
     encode_mp4(part, frames, size, rate)
 
 
