@@ -104,7 +104,7 @@ def _mapped(frames: Iterable[np.ndarray]) -> np.memmap:
             file.flush()
         except OSError as error:
             problem = f"{count} frames do not fit on the disk of {tempfile.gettempdir()} ({error})"
-            raise ClipError(f"{problem}: make room, or set TMPDIR to another") from error
+            raise ClipError(f"{problem}: free some space, or set TMPDIR to another disk") from error
         return np.memmap(file, np.uint8, "r", shape=(count, *frame.shape))
 
 
@@ -145,7 +145,7 @@ class Clip:
             raise ClipError(f"fps={self.fps!r}: give the frames per second, more than 0")
         frames = self.frames.view()
         frames.flags.writeable = False
-        object.__setattr__(self, "frames", frames)  # the dataclass is frozen for everybody else
+        object.__setattr__(self, "frames", frames)  # the dataclass is frozen
         object.__setattr__(self, "fps", float(self.fps))
 
     size = property(lambda self: self.frames.shape[1:3], doc="Height and width in pixels.")
@@ -159,7 +159,7 @@ class Clip:
             return self.frames[index]
         first, _, step = index.indices(len(self))
         if step < 1:
-            raise ClipError(f"step {step}: a clip runs forward; Clip(clip.frames[::-1], clip.fps) turns it round")
+            raise ClipError(f"step {step}: a slice must go forward; Clip(clip.frames[::-1], clip.fps) reverses a clip")
         return replace(self, frames=self.frames[index], fps=self.fps / step, start=self.start + first / self.fps)
 
     def __repr__(self) -> str:

@@ -258,7 +258,7 @@ class Edit:
         edit.keep_history = True
         possible = latents.shape == edit.latents.shape and edit.first <= state["index"] <= len(edit.timesteps)
         if not possible or not torch.isfinite(latents).all():
-            raise EditError(f"path={str(path)!r} is damaged: its latents do not fit its settings; run the edit anew")
+            raise EditError(f"path={str(path)!r} is damaged: its latents do not fit its settings; run the edit again")
         edit.latents, edit.index = latents, state["index"]
         return edit
 
@@ -316,7 +316,7 @@ class _Checkpoints:
             for name in kept:
                 edit.latents, edit.index = self._read(name, edit)
         except (ValueError, KeyError, safetensors.SafetensorError) as error:
-            message = f"a checkpoint of the edit is damaged ({error}); it is removed, and the edit begins anew"
+            message = f"a checkpoint of the edit is damaged ({error}); it is removed, and the edit starts again"
             warnings.warn(message, stacklevel=3)
             kept = []
         self._drop([name for name in self.names if name not in kept])

@@ -121,7 +121,7 @@ def writable_target(
     path = writable_file(name, path, error) if is_film(path) else writable_folder(name, path, error)
     for each in film_and_record(path):
         if os.path.isdir(each):
-            raise error(f"{name}={str(path)!r}: {each} is a folder, where a file shall go: choose another name")
+            raise error(f"{name}={str(path)!r}: {each} is a folder, but a file must go there: choose another name")
     if source is not None and _same(film_and_record(path)[0], source):
         raise error(f"{name}={str(path)!r} would overwrite the source {source}: give another name")
     return path

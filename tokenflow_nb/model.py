@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # they take seconds to import: only loading a model has to wa
 # %% ../nbs/02_model.ipynb #53bb257d
 @dataclass(frozen=True)
 class ModelInfo:
-    "What an alias stands for."
+    "The model that an alias means."
 
     ids: tuple[str, ...]  # hub ids, tried in this order; for the toy, a folder
     description: str

@@ -138,7 +138,7 @@ def _fused_works() -> bool:
         reason = "it errs on this GPU"
     except Exception as error:  # no compiler, an old driver: Triton has no common error class
         reason = f"{type(error).__name__}: {error}"
-    warnings.warn(f"the fused search is not used, the chunked one serves: {reason}", stacklevel=3)
+    warnings.warn(f"the chunked search is used instead of the fused one: {reason}", stacklevel=3)
     return False
 
 # %% ../nbs/05_propagation.ipynb #6e534e94

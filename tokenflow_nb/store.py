@@ -198,7 +198,7 @@ def _explained(
         full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if getattr(error, "errno", None) in full or "No space left" in str(error) or "File too large" in str(error):
             reason = "the disk is full"
-            remedy = "Make room by Store().prune(max_bytes=...), or set TOKENFLOW_HOME to a folder on another disk"
+            remedy = "Free space by Store().prune(max_bytes=...), or set TOKENFLOW_HOME to a folder on another disk"
         else:
             reason, remedy = str(error), "Set TOKENFLOW_HOME to a folder that you may write to"
         raise StoreError(f"cannot write to the cache folder {root}: {reason} ({free} free). {remedy}.") from error
@@ -329,7 +329,7 @@ def _read(path: Path) -> bytes:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) != len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name occurs twice")
     return found
 
 
@@ -562,7 +562,7 @@ def _notes(journal: Path, header: dict[str, Any]) -> dict[str, Any]:
     lines = _read(journal).split(b"\n")[:-1] if os.path.lexists(journal) else []
     first, *notes = [_parse(line) for line in lines] or [header]
     if first != header or not all(_fits(note, _NOTE) for note in notes):
-        raise ValueError("its journal is none of ours, of this version and entry")
+        raise ValueError("its journal is not of this version and entry")
     return {name: file for name, file in dict(chain.from_iterable(note.items() for note in notes)).items() if file}
 
 # %% ../nbs/01_store.ipynb #f8a38de6
@@ -694,7 +694,7 @@ class Store:
 
     def others(self) -> list[tuple[str, str, int]]:
         "Name, state and bytes of everything else: drafts, damage, and folders that are written or left behind."
-        rows = [(key, "unfinished, goes on when it is asked for again", size) for key, size in self.drafts().items()]
+        rows = [(key, "unfinished, resumed when it is computed again", size) for key, size in self.drafts().items()]
         found = [(path, "damaged or out of date") for _, path, entry in _found(self.root) if entry is None]
         found += [(path, "being written, or left by a process that was killed") for path in _scratches(self.root)]
         return rows + [(path.name, state, _size(path)) for path, state in found]

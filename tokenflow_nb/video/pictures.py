@@ -44,7 +44,7 @@ def as_picture(
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0]
-        message = f"{name} is no picture that can be read ({reason}): leave it out or save it anew"
+        message = f"{name} is no picture that can be read ({reason}): leave it out or save it again"
         raise ClipError(message) from error
 
 # %% ../../nbs/video/03_pictures.ipynb #f69a2db1
