@@ -30,7 +30,8 @@ class Injection:
 
 
 class KeptRows:
-    "What one layer keeps of keyframes for the frame pass: tensors by name, a row for each keyframe, in memory that one pass after the other writes to."
+    """What one layer keeps of keyframes for the frame pass: tensors by name, with a row for each keyframe. All passes
+    write to the same memory."""
 
     def __init__(self):
         self.count = 0  # rows that are kept
@@ -49,7 +50,7 @@ class KeptRows:
         self.count = count
 
     def write(self, name: str, rows: torch.Tensor, start: int):
-        "Puts rows behind the first `start` ones; there are no others after them."
+        "Puts rows after the first `start` ones. Rows that were there are replaced."
         buffer, self.count = self._buffers.get(name), start + len(rows)
         if buffer is None or len(buffer) < self.count:
             larger = rows.new_empty(self.count, *rows.shape[1:])
@@ -67,32 +68,37 @@ class Context:
     joint: bool = False  # keyframe pass: branches other than the source attend to all frames
     plan: Plan | None = None  # frame pass: how the frames draw on keyframes; None: self-attention is computed
     injection: Injection = Injection()
-    keyframes: dict[str, KeptRows] = field(default_factory=dict)  # by layer, for the frame pass: `keys`, the normalised source tokens, and outputs by branch
-    carried: int = 0  # keyframe pass: how many of them stay, before those of the pass
-    members: slice = field(default_factory=lambda: slice(None))  # keyframe pass: the rows that are kept; others are only attended to
+    # by layer, for the frame pass: `keys`, the normalised source tokens, and outputs by branch
+    keyframes: dict[str, KeptRows] = field(default_factory=dict)
+    carried: int = 0  # keyframe pass: how many older keyframes stay, before those of the pass
+    # keyframe pass: the rows that are kept; others are only attended to
+    members: slice = field(default_factory=lambda: slice(None))
     guided: bool = True  # at this step; else no negative branch runs
-    recorded: bool = False  # the frame pass has no source branch: it reads what that would say
+    recorded: bool = False  # the frame pass has no source branch: it reads its recording
     source: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)  # by layer, of this pass
     frames: Sequence[int] = ()  # the frames of the clip that each branch holds
-    watch: Callable[[str, str, dict[str, torch.Tensor], Sequence[int]], None] | None = None  # is shown what passes
-    gather: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]] | None = None  # keyframe pass: makes keys and values those of all shards
+    # is called with each layer's inputs and outputs, see `show`
+    watch: Callable[[str, str, dict[str, torch.Tensor], Sequence[int]], None] | None = None
+    # keyframe pass: collects keys and values from all shards
+    gather: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]] | None = None
 
     def show(self, layer: str, side: str, rows: dict[str, torch.Tensor]):
-        "Lets `watch` see the `input` or `output` of a layer by branch, and which frames the rows are."
+        "Calls `watch` with the `input` or `output` of a layer by branch, and the frame numbers of the rows."
         if self.watch:
             self.watch(layer, side, rows, self.frames)
 
     def split(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         "The rows of each branch. Raises `ValueError` when the batch is not made of equal branches."
         if len(batch) % len(self.branches):
-            raise ValueError(f"a batch of {len(batch)} rows cannot hold {len(self.branches)} equal branches {self.branches}")
+            count = len(self.branches)
+            raise ValueError(f"a batch of {len(batch)} rows cannot hold {count} equal branches {self.branches}")
         return dict(zip(self.branches, batch.chunk(len(self.branches))))
 
     def join(self, rows: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([rows[branch] for branch in self.branches])
 
     def leave(self, layer: str):
-        "Drops what the source left in a layer, unless branches come later that need it."
+        "Drops the source's values of a layer, unless later branches need them."
         if len(self.branches) > 1:
             self.source.pop(layer, None)
 
@@ -109,7 +115,9 @@ class TokenFlowAttention:
     def __init__(self, layer: str, context: Context):
         self.layer, self.context = layer, context
 
-    def __call__(self, attn, hidden_states: torch.Tensor, encoder_hidden_states=None, attention_mask=None, temb=None) -> torch.Tensor:
+    def __call__(
+        self, attn, hidden_states: torch.Tensor, encoder_hidden_states=None, attention_mask=None, temb=None
+    ) -> torch.Tensor:
         "The attention's output `(branches · f, s, c)` for normalised tokens of the same shape."
         if encoder_hidden_states is not None or attention_mask is not None:
             raise ValueError(f"{self.layer} is not a plain self-attention: TokenFlow handles those only")
@@ -154,17 +162,18 @@ class TokenFlowAttention:
     def _propagate(self, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         context, kept = self.context, self.context.keyframes[self.layer]
         if "source" in tokens:
-            context.source[self.layer] = tuple(self._search(tokens["source"], kept["keys"], which) for which in (context.plan.first, context.plan.second))
+            source, plan = tokens["source"], context.plan
+            found = (self._search(source, kept["keys"], which) for which in (plan.first, plan.second))
+            context.source[self.layer] = tuple(found)
         fields = context.source[self.layer]
-        outputs = {branch: blend(kept[branch], context.plan, *fields) for branch in tokens}
-        return outputs
+        return {branch: blend(kept[branch], context.plan, *fields) for branch in tokens}
 
     def _search(self, source: torch.Tensor, keys: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         return nearest_fields(source, keys, which)
 
 # %% ../nbs/06_attention.ipynb #ae9a063f
 class _FeatureHook:
-    "Replaces a convolution's output in every branch by the source's, in layers that the context injects."
+    "Replaces a convolution's output in every branch by that of the source, in layers that the context injects."
 
     def __init__(self, layer: str, context: Context):
         self.layer, self.context = layer, context
@@ -194,7 +203,7 @@ def installed(
     features: tuple[str, ...] = (),  # convolutions that an editor may inject
     processor: type[TokenFlowAttention] = TokenFlowAttention,  # how a self-attention is computed
 ) -> Iterator[Context]:
-    """TokenFlow's processors and hooks in a UNet, for the length of a `with` block; other threads wait to use it.
+    """Puts TokenFlow's processors and hooks into a UNet for the length of a `with` block. Other threads wait to use it.
     Raises `ValueError` for layers to inject that the UNet does not have."""
     layers, modules = self_attentions(unet), dict(unet.named_modules())
     wanted = {"features": (features, modules), "injection.features": (context.injection.features, features),

@@ -18,13 +18,14 @@ def intervals(
     frames: int,  # length of the clip
     interval: int,  # keyframe interval, in frames
 ) -> list[range]:
-    "The clip cut into intervals; the last one may be shorter. Raises `ValueError` for an interval below 1 or longer than the clip."
+    """The clip cut into intervals; the last one may be shorter.
+    Raises `ValueError` for an interval below 1 or longer than the clip."""
     frames = whole("frames", frames, 1)
     interval = whole("keyframe_interval", interval, 1, frames, of="frames", note="the clip has no more")
     return [range(start, min(start + interval, frames)) for start in range(0, frames, interval)]
 
 
-SEEDS = -(2**63), 2**64 - 1  # that PyTorch takes
+SEEDS = -(2**63), 2**64 - 1  # the least and the largest that PyTorch takes
 
 
 def keyframe_table(
@@ -69,7 +70,7 @@ class JointGroup:
     "Keyframes of one joint pass, by their positions in the list of keyframes."
 
     members: range  # edited by this pass
-    everybody: list[int]  # members and those that they only attend to, ascending
+    everybody: list[int]  # the members, and keyframes that they only attend to, ascending
 
     @property
     def rows(self) -> slice:
@@ -86,14 +87,15 @@ def joint_groups(
     most = whole("max_joint_keyframes", most, 2, none="all")
     if most is None or keyframes <= most:
         return [JointGroup(range(keyframes), list(range(keyframes)))]
-    guests = max(1, most // 4)  # each costs a pass over a frame that is made elsewhere
+    guests = max(1, most // 4)  # each one is computed again, in addition to its own group
     count = -(-keyframes // (most - guests))
     edges = [keyframes * number // count for number in range(count + 1)]
     return [_with_guests(range(*edge), keyframes, guests) for edge in zip(edges, edges[1:])]
 
 
 def _with_guests(members: range, keyframes: int, guests: int) -> JointGroup:
-    "Members, the first keyframe of all, the one before them, and others evenly from the whole clip."
+    "A group with guests: the first keyframe, the one before the members, and others spread over the whole clip."
     first, *spread = (round(number * (keyframes - 1) / max(1, guests - 1)) for number in range(max(2, guests)))
-    others = [each for each in (first, members.start - 1, *spread, members.stop, *range(keyframes)) if 0 <= each < keyframes and each not in members]
-    return JointGroup(members, sorted([*members, *list(dict.fromkeys(others))[:guests]]))
+    wanted = dict.fromkeys([first, members.start - 1, *spread, members.stop, *range(keyframes)])
+    others = [each for each in wanted if 0 <= each < keyframes and each not in members]
+    return JointGroup(members, sorted([*members, *others[:guests]]))

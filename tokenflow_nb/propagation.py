@@ -31,11 +31,12 @@ def normalise_keys(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def chunk_size(device: torch.device) -> int:
-    "How many similarities are in memory at a time: half a MB for each thread of a CPU, which its core's cache holds; 16 MB where many are computed at once."
+    """How many similarities are in memory at a time. On a CPU half a MB for each thread, which fits in the cache of its
+    core; on other devices, which compute many at once, 16 MB."""
     return torch.get_num_threads() << 17 if device.type == "cpu" else 1 << 22
 
 
-_FEW = 1 << 16  # similarities that are not worth sharing out among threads
+_FEW = 1 << 16  # similarities; fewer are faster in one thread
 
 
 def nearest(
@@ -43,7 +44,8 @@ def nearest(
     keys: torch.Tensor,  # (m, c), of unit length
     largest: int | None = None,  # similarities in memory at a time; None: as `chunk_size` says
 ) -> torch.Tensor:
-    "The index of the key with the largest cosine, `(n,)` int64, exactly; the first one of a tie. In float32, whatever is given."
+    """The index of the key with the largest cosine, `(n,)` int64. Exact, in float32 for every input; the first one of a
+    tie."""
     if queries.is_cuda and _fused_works():
         return fused_nearest(queries.detach(), keys.detach().float())
     if queries.is_cpu and len(queries) * len(keys) <= min(largest or _FEW, _FEW):
@@ -56,25 +58,31 @@ _ROWS = 128  # queries of a block, at most
 
 
 def _search_in_blocks(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    "Each block is one thread's, from the product to the maximum, and each thread of a CPU has as many."
+    "One thread computes a whole block, from the product to the maximum. All threads get the same number of blocks."
     threads, count = torch.get_num_threads(), len(queries)
     blocks = min(count, threads * math.ceil(count / (threads * _ROWS)))
     rows = count // blocks
     some = queries[: blocks * rows].reshape(blocks, rows, -1)
     found = _first_largest(torch.bmm(keys.expand(blocks, -1, -1), some.mT)).flatten()
-    rest = queries[blocks * rows :]  # fewer than there are blocks; filled up they would be more similarities than were allowed
+    rest = queries[blocks * rows :]  # fewer than blocks; padding them would exceed the allowed memory
     return torch.cat([found, _search_in_blocks(rest, keys)]) if len(rest) else found
 
 
 def _first_largest(cosines: torch.Tensor) -> torch.Tensor:  # (b, m, n) -> (b, n, 1)
-    "Over a block's keys. On a CPU as a pooling window over all of them: torch's only maximum that gives threads whole blocks, as the product does."
-    return F.max_pool1d_with_indices(cosines.mT, cosines.shape[1])[1] if cosines.is_cpu else cosines.argmax(1).unsqueeze(-1)
+    """The index of the largest cosine over a block's keys. On a CPU by max-pooling over all keys: no other maximum in
+    torch gives each thread a whole block, as the product does."""
+    if cosines.is_cpu:
+        return F.max_pool1d_with_indices(cosines.mT, cosines.shape[1])[1]
+    return cosines.argmax(1).unsqueeze(-1)
 
 # %% ../nbs/05_propagation.ipynb #dff9c6db
 if triton is not None:
 
     @triton.jit
-    def _search(queries, keys, found, n, m, c, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr):
+    def _search(
+        queries, keys, found, n, m, c,
+        ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr,
+    ):
         "The nearest keys of ROWS queries, COLUMNS keys at a time, CHANNELS channels at a time."
         row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
         best = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -84,12 +92,18 @@ if triton is not None:
             cosines = tl.zeros((ROWS, COLUMNS), tl.float32)
             for first in range(0, c, CHANNELS):
                 channel = first + tl.arange(0, CHANNELS)
-                query = tl.load(queries + row[:, None] * c + channel[None], mask=(row[:, None] < n) & (channel[None] < c), other=0.0)
-                key = tl.load(keys + column[None] * c + channel[:, None], mask=(column[None] < m) & (channel[:, None] < c), other=0.0)
+                query = tl.load(
+                    queries + row[:, None] * c + channel[None], mask=(row[:, None] < n) & (channel[None] < c), other=0.0
+                )
+                key = tl.load(
+                    keys + column[None] * c + channel[:, None],
+                    mask=(column[None] < m) & (channel[:, None] < c),
+                    other=0.0,
+                )
                 cosines = tl.dot(query.to(tl.float32), key, cosines, input_precision=PRECISION)
             cosines = tl.where(column[None] < m, cosines, float("-inf"))
             top, inside = tl.max(cosines, 1, return_indices=True, return_indices_tie_break_left=True)
-            place = tl.where(top > best, start + inside, place)  # strictly: the first of a tie stays
+            place = tl.where(top > best, start + inside, place)  # strictly greater: the first of a tie stays
             best = tl.maximum(best, top)
         tl.store(found + row, place, mask=row < n)
 
@@ -100,18 +114,21 @@ def fused_nearest(
 ) -> torch.Tensor:
     "`nearest` in one Triton kernel. Raises `RuntimeError` without Triton."
     if triton is None:
-        raise RuntimeError("fused_nearest needs Triton: `pip install triton` on Linux with an NVIDIA GPU; nearest() does without")
+        raise RuntimeError(
+            "fused_nearest needs Triton: `pip install triton` on Linux with an NVIDIA GPU; nearest() does without"
+        )
     queries, keys = queries.contiguous(), keys.contiguous()
     found = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
-    ampere = bool(torch.version.cuda) and queries.is_cuda and torch.cuda.get_device_capability(queries.device)[0] >= 8
-    grid = (triton.cdiv(len(queries), 64),)
-    _search[grid](queries, keys, found, len(queries), len(keys), keys.shape[1], 64, 64, 32, "tf32x3" if ampere else "ieee")
+    is_nvidia = bool(torch.version.cuda) and queries.is_cuda
+    ampere = is_nvidia and torch.cuda.get_device_capability(queries.device)[0] >= 8
+    grid, precision = (triton.cdiv(len(queries), 64),), "tf32x3" if ampere else "ieee"
+    _search[grid](queries, keys, found, len(queries), len(keys), keys.shape[1], 64, 64, 32, precision)
     return found
 
 
 @cache
 def _fused_works() -> bool:
-    "Whether the kernel compiles on this GPU and finds each of some keys among all."
+    "Whether the kernel compiles on this GPU and finds the right keys in a small test."
     if triton is None:
         return False
     try:
@@ -119,15 +136,16 @@ def _fused_works() -> bool:
         if torch.equal(fused_nearest(keys, keys).cpu(), torch.arange(100)):
             return True
         reason = "it errs on this GPU"
-    except Exception as error:  # a compiler that is missing, an old driver: Triton raises whatever it meets
+    except Exception as error:  # no compiler, an old driver: Triton has no common error class
         reason = f"{type(error).__name__}: {error}"
-    warnings.warn(f"the fused search is not used, the chunked one serves: {reason}", stacklevel=3)
+    warnings.warn(f"the chunked search is used instead of the fused one: {reason}", stacklevel=3)
     return False
 
 # %% ../nbs/05_propagation.ipynb #6e534e94
 @dataclass(frozen=True)
 class Plan:
-    "For each of f frames: the two keyframes (positions in the list of keyframes) that it draws on, and the weight of the first."
+    """For each of f frames: the two keyframes that it draws on, and the weight of the first one. Keyframes are given by
+    their positions in the list of keyframes."""
 
     first: torch.Tensor  # (f,) int64
     second: torch.Tensor  # (f,) int64
@@ -140,11 +158,11 @@ class Plan:
         return Plan(self.first[rows], self.second[rows], self.weight[rows])
 
     def ready(self, keyframes: int) -> int:
-        "How many frames, from the first on, draw on the first `keyframes` keyframes only. A plan's positions never fall."
+        "How many frames, from the first on, draw only on the first `keyframes` keyframes. Positions never decrease."
         return int(((self.first < keyframes) & (self.second < keyframes)).sum())
 
     def oldest(self, frame: int) -> int:
-        "The first keyframe that this frame or a later one draws on; one beyond all when there is no such frame."
+        "The first keyframe that this frame or a later one draws on. Without such a frame: the last one plus 1."
         later = torch.cat([self.first[frame:], self.second[frame:]])
         return int(later.min()) if len(later) else int(self.first.max()) + 1
 
@@ -154,7 +172,7 @@ class Plan:
 
 # %% ../nbs/05_propagation.ipynb #7ceacbcd
 def _neighbours(frames: int, keyframes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    "Positions of the nearest keyframe at or before, and after each frame (the same one at the ends), and d⁻/(d⁺+d⁻)."
+    "For each frame: the position of the next keyframe, that of the one at or before it, and d⁻/(d⁺+d⁻)."
     frame = torch.arange(frames)
     after = torch.searchsorted(keyframes, frame, right=True).clamp(max=len(keyframes) - 1)
     before = (torch.searchsorted(keyframes, frame, right=True) - 1).clamp(min=0)
@@ -175,7 +193,7 @@ def linear_rule(frames: int, keyframes: torch.Tensor, interval: int) -> Plan:
 
 # %% ../nbs/05_propagation.ipynb #b045f2b5
 def published_rule(frames: int, keyframes: torch.Tensor, interval: int) -> Plan:
-    "Own and previous interval's keyframe, sigmoid weight by the intervals' centres, as in the authors' program."
+    "Keyframes of a frame's own and the previous interval, sigmoid weight by their centres: the authors' program."
     frame = torch.arange(frames)
     own = frame // interval
     previous = (own - 1).clamp(min=0)
@@ -184,8 +202,10 @@ def published_rule(frames: int, keyframes: torch.Tensor, interval: int) -> Plan:
     return Plan(own, previous, weight)
 
 
-RULES: dict[str, Callable[[int, torch.Tensor, int], Plan]] = dict(paper=paper_rule, linear=linear_rule, published=published_rule)
-WITHOUT_PROPAGATION = ("joint", "per_frame")  # in place of a rule: all frames are edited together, or each alone
+RULES: dict[str, Callable[[int, torch.Tensor, int], Plan]] = dict(
+    paper=paper_rule, linear=linear_rule, published=published_rule
+)
+WITHOUT_PROPAGATION = ("joint", "per_frame")  # instead of a rule: all frames are edited together, or each alone
 
 
 def make_plan(
@@ -197,7 +217,8 @@ def make_plan(
     "The plan of a rule. Raises `ValueError` for an unknown rule."
     if rule not in RULES:
         near = difflib.get_close_matches(str(rule), RULES, n=1)
-        raise ValueError(f"rule={rule!r} is unknown: {f'did you mean {near[0]!r}? ' if near else ''}Rules are {', '.join(RULES)}")
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"rule={rule!r} is unknown: {hint}Rules are {', '.join(RULES)}")
     return RULES[rule](frames, keyframes, interval)
 
 # %% ../nbs/05_propagation.ipynb #02a8555f
@@ -208,11 +229,13 @@ def nearest_fields(
 ) -> torch.Tensor:
     "For each token of each frame the index of its `nearest` neighbour in that frame's keyframe, `(f, s)` int64."
     frames, count, channels = tokens.shape
-    runs = [(keyframe, len(list(run))) for keyframe, run in groupby(which.tolist())]  # neighbours mostly share a keyframe
+    runs = [(keyframe, len(list(run))) for keyframe, run in groupby(which.tolist())]  # often the same keyframe in a row
     if tokens.is_cpu and frames * keys.shape[1] * max(count, channels) <= chunk_size(tokens.device):
-        each = math.gcd(max(1, _ROWS // count), *(length for _, length in runs))  # frames of a block, all with one keyframe
-        copies = keys.float().index_select(0, which[::each])  # of so few keys that a call for each run would cost more
-        return _first_largest(torch.bmm(copies, tokens.float().reshape(-1, each * count, channels).mT)).view(frames, count)
+        # blocks of frames that have the same keyframe
+        each = math.gcd(max(1, _ROWS // count), *(length for _, length in runs))
+        copies = keys.float().index_select(0, which[::each])  # small: one call is cheaper than a call for each run
+        blocks = tokens.float().reshape(-1, each * count, channels)
+        return _first_largest(torch.bmm(copies, blocks.mT)).view(frames, count)
     queries, found, start = tokens.flatten(0, 1), [], 0
     for keyframe, length in runs:
         stop = start + length * count
@@ -222,11 +245,11 @@ def nearest_fields(
 
 
 def follow(
-    outputs: torch.Tensor,  # (k, s, c): what the keyframes' attention gave
+    outputs: torch.Tensor,  # (k, s, c): the output of the keyframes' attention
     which: torch.Tensor,  # (f,)
     fields: torch.Tensor,  # (f, s)
 ) -> torch.Tensor:
-    "The keyframes' outputs at the places that the fields point to, `(f, s, c)`."
+    "The keyframes' outputs at the places in the fields, `(f, s, c)`."
     return outputs[which.to(outputs.device)[:, None], fields]
 
 

@@ -31,9 +31,9 @@ class EditResult:
     config: EditConfig
     model: dict[str, str]  # name, digest, device, dtype
     timings: dict[str, float]  # seconds by stage
-    resumed_at: int = 0  # the step at which the work of an earlier, interrupted run was taken up
+    resumed_at: int = 0  # the step at which an interrupted run was resumed
     metrics: dict[str, float] = field(default_factory=dict)
-    forecast: Forecast | None = None  # what was expected of it
+    forecast: Forecast | None = None  # the expected time, memory and disk use
     memory: float | None = None  # bytes above the loaded model, at the peak
 
     @property
@@ -48,18 +48,21 @@ class EditResult:
         return side_by_side(self.source, self.edited)._repr_html_()
 
     def record(self) -> dict:
-        "What `run.json` holds: enough to make the clip again."
+        "The content of `run.json`, with all settings of the edit."
         packages = {name: version(name) for name in ("torch", "diffusers", "transformers")}
-        clip = dict(source=self.source.source, start=self.source.start, fps=self.source.fps, frames=len(self.source))
-        clip |= dict(size=list(self.source.size), fit=str(self.source.fit or "unchanged"), edited_size=list(self.edited.size))
+        packages |= dict(tokenflow_nb=__version__, python=platform.python_version())
+        source, fit = self.source, str(self.source.fit or "unchanged")
+        clip = dict(source=source.source, start=source.start, fps=source.fps, frames=len(source))
+        clip |= dict(size=list(source.size), fit=fit, edited_size=list(self.edited.size))
         return dict(
-            config=self.config.settings(), model=self.model, clip=clip, timings=self.timings, resumed_at=self.resumed_at, metrics=self.metrics,
-            forecast=self.forecast and self.forecast.record(), memory=finite(self.memory),
-            versions=packages | dict(tokenflow_nb=__version__, python=platform.python_version()), machine=platform.machine(),
+            config=self.config.settings(), model=self.model, clip=clip, timings=self.timings,
+            resumed_at=self.resumed_at, metrics=self.metrics, forecast=self.forecast and self.forecast.record(),
+            memory=finite(self.memory), versions=packages, machine=platform.machine(),
         )
 
     def save(self, out: str | Path) -> Path:
-        "Writes clip (with the source's sound, if it has any) and record: `edited.mp4` and `run.json` in a folder, or `x.mp4` and `x.json`."
+        """Writes the clip with the source's sound, and the record.
+        These are `edited.mp4` and `run.json` in a folder, or `x.mp4` and `x.json`."""
         out = writable_target("out", out, self.source.source)
         clip, record = film_and_record(out)
         _write_film(clip, self.edited, self.source.source)
@@ -68,7 +71,7 @@ class EditResult:
 
 
 def _write_film(path: Path, clip: Clip, source: str | None):
-    "Writes the picture with the sound of its source. Where that cannot be had, a warning says why, and the picture is written without."
+    "Writes a clip with the sound of its source. If there is none, warns and writes the clip without sound."
     if source is not None and not os.path.isfile(source):
         if not os.path.isdir(source):  # a folder of pictures has no sound
             warnings.warn(f"{source} is gone: {path} is written without its sound", UserWarning, stacklevel=3)
@@ -78,5 +81,5 @@ def _write_film(path: Path, clip: Clip, source: str | None):
     except ClipError as error:
         if source is None:
             raise
-        write_clip(path, clip)  # whatever is wrong with the picture is raised again
+        write_clip(path, clip)  # an error of the picture is raised again
         warnings.warn(f"{path} is written without the sound of {source}: {error}", UserWarning, stacklevel=3)

@@ -20,11 +20,12 @@ def setting(
     least: float | None = None,
     most: float | None = None,
     choices: tuple[str, ...] = (),
-    short: str = "",  # of an editor's setting: its name among the options of `edit_video`; empty: the field's own
-    check: Callable[[str, Any], Any] | None = None,  # gets name and value, returns the value as Python's own; None: see `check_of`
+    short: str = "",  # its name among the options of `edit_video`; empty: the field's own
+    check: Callable[[str, Any], Any] | None = None,  # from name and value to a plain value; None: see `check_of`
 ) -> Any:
     "A field of a dataclass with its help and its bounds."
-    return field(default=default, metadata=dict(help=help, least=least, most=most, choices=choices, short=short, check=check))
+    about = dict(help=help, least=least, most=most, choices=choices, short=short, check=check)
+    return field(default=default, metadata=about)
 
 
 def short_name(each: Field) -> str:
@@ -33,7 +34,7 @@ def short_name(each: Field) -> str:
 
 
 def check_of(each: Field) -> Callable[[str, Any], Any]:
-    "The check of a setting: its own, or what follows from the kind of its default and its bounds."
+    "The check of a setting: its own, or one for the type of its default and its bounds."
     about, default = each.metadata, each.default
     if check := about.get("check"):
         return check
@@ -47,11 +48,12 @@ def check_of(each: Field) -> Callable[[str, Any], Any]:
 
 
 def check_settings(record: Any) -> None:
-    "Checks all fields of a dataclass, and puts plain Python values in their places: for `__post_init__`. Raises `ValueError`."
+    """Checks all fields of a dataclass and replaces them by plain Python values: for `__post_init__`.
+    Raises `ValueError` for the first bad one."""
     for each in fields(record):
         object.__setattr__(record, each.name, check_of(each)(short_name(each), getattr(record, each.name)))
 
 
 def defaults(kind: type) -> dict[str, Any]:
-    "The settings of a dataclass that need not be given, with their defaults."
+    "The optional settings of a dataclass with their defaults."
     return {each.name: each.default for each in fields(kind) if each.default is not MISSING}

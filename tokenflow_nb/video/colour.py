@@ -18,15 +18,15 @@ from .paths import ClipError
 LINEAR, PQ, HLG = 8, 16, 18  # transfer
 BT2020, DCI_P3, DISPLAY_P3 = 9, 11, 12  # primaries
 HDR = {PQ: "PQ (HDR10)", HLG: "HLG"}
-UNKNOWN = {9: "logarithmic", 10: "logarithmic", 17: "that of cinemas"}  # transfers that are refused rather than guessed
+UNKNOWN = {9: "logarithmic", 10: "logarithmic", 17: "that of cinemas"}  # transfers that are refused, not guessed
 
-_TO_BT709 = {  # linear light (r, g, b), rows are what is made of it
+_TO_BT709 = {  # linear light (r, g, b); each row gives one channel of the result
     BT2020: [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]],
     DISPLAY_P3: [[1.224940, -0.224940, 0.0], [-0.042057, 1.042057, 0.0], [-0.019638, -0.078636, 1.098274]],
 }
 _TO_BT709[DCI_P3] = _TO_BT709[DISPLAY_P3]
 _LUMA = {BT2020: (0.2627, 0.6780, 0.0593)}
-_WHITE, _PEAK = 203.0, 1000.0  # cd/m²: of a sheet of paper, and of the brightest light in an HDR film (ITU-R BT.2408)
+_WHITE, _PEAK = 203.0, 1000.0  # cd/m²: a sheet of paper, and the brightest light in an HDR film (ITU-R BT.2408)
 _KNEE = 0.8  # up to this share of white nothing is changed
 
 
@@ -41,7 +41,8 @@ def _light(transfer: int) -> np.ndarray:
     value = np.linspace(0, 1, 1 << 16)
     if transfer == PQ:  # SMPTE ST 2084
         power = value ** (1 / 78.84375)
-        light = (np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)) ** (1 / 0.1593017578125) * 10000 / _WHITE
+        ratio = np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)
+        light = ratio ** (1 / 0.1593017578125) * 10000 / _WHITE
     elif transfer == HLG:  # ARIB STD-B67: light of the scene in [0, 1]
         light = np.where(value <= 0.5, value**2 / 3, (np.exp((value - 0.55991073) / 0.17883277) + 0.28466892) / 12)
     else:
@@ -50,7 +51,7 @@ def _light(transfer: int) -> np.ndarray:
 
 # %% ../../nbs/video/02_colour.ipynb #baf4ffa4
 def _compress(light: np.ndarray) -> np.ndarray:
-    "Light in which 1 is white, as a screen shows it that has nothing brighter, (..., 3)."
+    "Light `(..., 3)` in which 1 is white, compressed for a screen that shows nothing brighter."
     largest = np.maximum(light.max(-1, keepdims=True), 1e-6)
     above, most = np.maximum(largest - _KNEE, 0) / (1 - _KNEE), (_PEAK / _WHITE - _KNEE) / (1 - _KNEE)
     shown = np.minimum(largest, _KNEE) + (1 - _KNEE) * np.minimum(above * (1 + above / most**2) / (1 + above), 1)
@@ -58,10 +59,11 @@ def _compress(light: np.ndarray) -> np.ndarray:
 
 
 def _convert(values: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
-    "A few rows of `to_screen`."
+    "`to_screen` for a few rows."
     light = _light(transfer)[values]
     if transfer == HLG:  # the screen's own curve, at 1000 cd/m²
-        light = light * (light @ np.float32(_LUMA.get(primaries, (0.2126, 0.7152, 0.0722))))[..., None] ** 0.2 * (_PEAK / _WHITE)
+        luma = light @ np.float32(_LUMA.get(primaries, (0.2126, 0.7152, 0.0722)))
+        light = light * luma[..., None] ** 0.2 * (_PEAK / _WHITE)
     if primaries in _TO_BT709:
         light = np.maximum(light @ np.float32(_TO_BT709[primaries]).T, 0)
     if transfer in HDR:
@@ -74,18 +76,22 @@ def to_screen(
     transfer: int,  # how values stand for light, a number of H.273
     primaries: int,  # which red, green and blue are meant, likewise
 ) -> np.ndarray:
-    "The frame as an ordinary screen shows it, `(h, w, 3)` uint8, made a few rows at a time."
+    "The frame as an ordinary screen shows it, `(h, w, 3)` uint8. A few rows are converted at a time."
     rows = max(1, (1 << 18) // values.shape[1])
-    return np.concatenate([_convert(values[top:top + rows], transfer, primaries) for top in range(0, len(values), rows)])
+    tops = range(0, len(values), rows)
+    return np.concatenate([_convert(values[top:top + rows], transfer, primaries) for top in tops])
 
 # %% ../../nbs/video/02_colour.ipynb #62583019
 def as_colour(
     background: str | tuple[int, int, int],  # "white", "#ffffff", or three numbers from 0 to 255
 ) -> tuple[int, int, int]:
-    "Red, green, blue from 0 to 255. Raises `ClipError` for what is none."
+    "Red, green, blue from 0 to 255. Raises `ClipError` for a value that is no colour."
     try:
-        colour = ImageColor.getrgb(background) if isinstance(background, str) else tuple(int(value) for value in background)
-        if len(colour) == 3 and all(0 <= value <= 255 for value in colour) and (isinstance(background, str) or colour == tuple(background)):
+        if isinstance(background, str):
+            colour = given = ImageColor.getrgb(background)
+        else:
+            colour, given = tuple(int(value) for value in background), tuple(background)
+        if len(colour) == 3 and all(0 <= value <= 255 for value in colour) and colour == given:
             return colour
     except (TypeError, ValueError):
         pass
@@ -95,13 +101,14 @@ def as_colour(
 def lay_on(
     frames: np.ndarray,  # (..., 4) uint8, the last is opacity
     background: str | tuple[int, int, int] | None,  # None refuses what is not opaque
-    name: str,  # what the message is to name
+    name: str,  # what an error calls it
 ) -> np.ndarray:
-    "Frames `(..., 3)` uint8 without transparency. Raises `ClipError` where there is some and no background."
+    "Frames `(..., 3)` uint8 without transparency. Raises `ClipError` for transparent pixels without a background."
     colours, opacity = frames[..., :3], frames[..., 3:]
     if opacity.size == 0 or opacity.min() == 255:
         return colours
     if background is None:
         raise ClipError(f"{name} is partly transparent: give background='white' or another colour to lay it on")
     under = np.array(as_colour(background), np.uint16)
-    return ((colours.astype(np.uint16) * opacity + under * (255 - opacity.astype(np.uint16)) + 127) // 255).astype(np.uint8)
+    mixed = colours.astype(np.uint16) * opacity + under * (255 - opacity.astype(np.uint16))
+    return ((mixed + 127) // 255).astype(np.uint8)

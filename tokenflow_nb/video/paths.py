@@ -27,19 +27,23 @@ MAX_SIDE, MAX_PIXELS = 16384, 1 << 26  # of one frame: more is a damaged or host
 
 
 def is_number(value: Any) -> bool:
-    "Whether this is a finite real number; a bool is none."
+    "Whether this is a finite real number. A bool does not count as one."
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_pixels(height: int, width: int, name: str) -> None:
-    "Raises `ClipError` for a frame that is too large to be meant."
+    "Raises `ClipError` for a frame that is too large to be intended."
     if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
         limit = f"at most {MAX_SIDE} a side and {MAX_PIXELS >> 20} million in all are taken"
         raise ClipError(f"{name}: frames of {height}×{width} pixels; {limit}. Scale it down first")
 
 # %% ../../nbs/video/00_paths.ipynb #1224435d
-_ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/+|www\.|(m\.)?youtube\.com/|youtu\.be/|vimeo\.com/", re.IGNORECASE)
-_PLAYERS = ("youtu", "vimeo", "tiktok", "instagram", "twitter", "x.com", "facebook", "dailymotion", "bilibili", "twitch")
+_ADDRESS = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]+):/+|www\.|(m\.)?youtube\.com/|youtu\.be/|vimeo\.com/", re.IGNORECASE
+)
+_PLAYERS = (
+    "youtu", "vimeo", "tiktok", "instagram", "twitter", "x.com", "facebook", "dailymotion", "bilibili", "twitch",
+)
 _FETCH = {
     "s3": "aws s3 cp '{}' clip.mp4", "gs": "gcloud storage cp '{}' clip.mp4", "hf": "hf download",
     "ftp": "curl -o clip.mp4 '{}'", "http": "curl -L -o clip.mp4 '{}'", "https": "curl -L -o clip.mp4 '{}'",
@@ -53,14 +57,16 @@ def _refuse_address(text: str) -> None:
     if not found or (scheme := (found["scheme"] or "https").lower()) == "file":
         return
     url = re.sub(r"^([\w+.-]+):/+", r"\1://", text)  # a Path makes one slash of two
-    if any(name in url.lower().partition("://")[2].partition("/")[0] or name in url.lower()[:30] for name in _PLAYERS):
+    host, beginning = url.lower().partition("://")[2].partition("/")[0], url.lower()[:30]
+    if any(name in host or name in beginning for name in _PLAYERS):
         command = "yt-dlp -f mp4 -o clip.mp4 '{}'"
     else:
         command = _FETCH.get(scheme, "ffmpeg -i '{}' -t 10 -c copy clip.mp4")
-    raise ClipError(f"{url} is an address; nothing is fetched from the network here. Fetch the file first: {command.format(url)}")
+    problem = "is an address; nothing is fetched from the network here"
+    raise ClipError(f"{url} {problem}. Fetch the file first: {command.format(url)}")
 
 # %% ../../nbs/video/00_paths.ipynb #1448d610
-_AROUND = " \t\r\n\"'`“”‘’«»\u200b\u200e\u200f\u202a\u202c\ufeff"  # blanks, quotes, and what file managers add unseen
+_AROUND = " \t\r\n\"'`“”‘’«»\u200b\u200e\u200f\u202a\u202c\ufeff"  # blanks, quotes, invisible marks of file managers
 
 
 def _readings(text: str) -> list[str]:
@@ -69,14 +75,16 @@ def _readings(text: str) -> list[str]:
     if tidy.lower().startswith("file:"):
         tidy = unquote(urlsplit(tidy).path)
         tidy = tidy[1:] if re.match(r"/[a-z]:/", tidy, re.IGNORECASE) else tidy  # file:///C:/clip.mp4
-    readings = [text, tidy, re.sub(r"\\(.)", r"\1", tidy)]
-    return [*dict.fromkeys(reading for each in readings for reading in (each, os.path.expanduser(each), os.path.expandvars(each)))]
+    readings = []
+    for each in (text, tidy, re.sub(r"\\(.)", r"\1", tidy)):
+        readings += [each, os.path.expanduser(each), os.path.expandvars(each)]
+    return list(dict.fromkeys(readings))
 
 
 def local_path(
     given: str | bytes | os.PathLike,  # as typed, pasted or dragged
 ) -> Path:
-    "The absolute path that is meant, whether there is a file or not. Raises `ClipError` for an address or no name at all."
+    "The absolute path that is meant; the file need not exist. Raises `ClipError` for an address and for an empty name."
     text = os.fsdecode(given)
     if not text.strip(_AROUND) or "\0" in text:
         raise ClipError(f"path={text!r}: this names no file")
@@ -84,10 +92,13 @@ def local_path(
         if os.path.exists(reading):
             return Path(reading).absolute()
     _refuse_address(text)
-    return Path(_readings(text.strip(_AROUND))[1 if text.strip(_AROUND).startswith("~") else 0]).absolute()
+    tidy = text.strip(_AROUND)
+    return Path(_readings(tidy)[1 if tidy.startswith("~") else 0]).absolute()
 
 # %% ../../nbs/video/00_paths.ipynb #e1d0d7f6
-PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".webp", ".avif", ".tga", ".jp2")
+PICTURES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".webp", ".avif", ".tga", ".jp2",
+)
 
 
 def natural(path: Path) -> list:
@@ -97,7 +108,7 @@ def natural(path: Path) -> list:
 
 
 def is_picture(path: Path) -> bool:
-    "Whether the name is that of a picture that is shown."
+    "Whether the name is that of a picture, and not of a hidden file."
     return path.suffix.lower() in PICTURES and not path.name.startswith(".")
 
 
@@ -108,7 +119,8 @@ def _of_folder(folder: Path) -> list[Path]:
         return pictures
     files = [path.name for path in inside if path.is_file()]
     hint = f" in it, such as {files[0]}" if files else ""
-    raise ClipError(f"{folder} is a folder without pictures ({', '.join(PICTURES[:3])} and the like): give a video file{hint}")
+    kinds = f"{', '.join(PICTURES[:3])} and the like"
+    raise ClipError(f"{folder} is a folder without pictures ({kinds}): give a video file{hint}")
 
 
 def _of_pattern(pattern: Path) -> list[Path] | None:
@@ -131,7 +143,7 @@ def _of_pattern(pattern: Path) -> list[Path] | None:
 def find_source(
     given: str | bytes | os.PathLike | list,  # a video file, a folder, a pattern with `*`, or a list of pictures
 ) -> Path | list[Path]:
-    "The video file, or the pictures, that are meant. Raises `ClipError` when there are none."
+    "The path of the video file, or those of the pictures. Raises `ClipError` when there are none."
     if isinstance(given, list | tuple):
         return [_existing(local_path(each)) for each in given]
     path = local_path(given)
@@ -142,10 +154,12 @@ def find_source(
 
 
 def _existing(path: Path) -> Path:
-    "The path of a file that is there. Raises `ClipError` with what may be meant otherwise."
+    "The path of an existing file. Raises `ClipError`, with a file of a similar name if there is one."
     if path.is_file():
         return path
     if path.exists():
-        raise ClipError(f"{path} is {'a folder' if path.is_dir() else 'no file but a device or pipe'}: give a video file")
-    near = sorted(other.name for other in path.parent.glob(f"{glob.escape(path.stem)}.*")) if path.parent.is_dir() else []
+        found = "a folder" if path.is_dir() else "no file but a device or pipe"
+        raise ClipError(f"{path} is {found}: give a video file")
+    others = path.parent.glob(f"{glob.escape(path.stem)}.*") if path.parent.is_dir() else ()
+    near = sorted(other.name for other in others)
     raise ClipError(f"no such file: {path}{f'; there is {near[0]}' if near else ''}")
