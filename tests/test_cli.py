@@ -1,11 +1,12 @@
 "The command line as a person meets it: what it understands, what it says, and its exit codes."
 
+import argparse
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import av
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tokenflow_nb import cli
+from tokenflow_nb.edit import edit_video
 
 
 @pytest.fixture
@@ -39,33 +41,33 @@ def options(*argv: str):
 
 def test_edit_passes_on_what_was_given_and_nothing_else():
     args = options(
-        "edit", "wolf.mp4", "a gold wolf", "--size", "128x192", "--steps", "10", "--rule", "linear", "--seed", "3"
+        "edit", "wolf.mp4", "a gold wolf", "--size", "128x192", "--steps", "10", "--rule", "linear", "--seed", "3", "--anew"
     )
-    given = cli._given(args, cli._EDIT_OPTIONS)
-    assert given == dict(
-        model="sd1.5", method="pnp", num_inference_steps=10, seed=3, size=(128, 192), start=0.0, rule="linear"
-    )
+    assert args.settings == dict(num_inference_steps=10, seed=3, size=(128, 192), rule="linear", resume=False)
+    assert (args.model, args.device, args.published) == ("sd1.5", None, False)
+    assert options("edit", "wolf.mp4", "a gold wolf").settings == {}
 
 
-def python_defaults() -> dict[str, object]:
-    "What `edit_video` and the functions beneath it take, and what they assume."
-    from tokenflow_nb.clip import read_clip
-    from tokenflow_nb.edit import EditConfig, edit_video
-
-    found = {field.name: field.default for field in fields(EditConfig)}
-    for function in (read_clip, edit_video):
-        found |= {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
-    return found
+def setting_actions() -> dict[str, argparse.Action]:
+    "The options of `tokenflow_nb edit` that are settings, by the names that `edit_video` has for them."
+    command = next(iter(cli.parser()._subparsers._group_actions)).choices["edit"]
+    cli._add_settings(command)
+    return {action.dest: action for action in command._actions if isinstance(action, cli._Setting)}
 
 
-def test_every_option_of_edit_exists_in_python():
-    assert set(cli._EDIT_OPTIONS) <= python_defaults().keys()
+def test_every_option_of_edit_exists_in_python_and_the_other_way_round():
+    python = inspect.signature(edit_video).parameters
+    assert set(setting_actions()) <= set(python)
+    elsewhere = {"clip", "prompt", "config", "model", "callback_on_step_end", "out", "device", "progress", "overrides"}
+    assert set(python) - set(setting_actions()) - elsewhere == {"editor", "store", "keep", "restore_size"}
 
 
 def test_the_defaults_in_the_help_are_those_of_python():
-    shown = cli._given(options("edit", "wolf.mp4", "a gold wolf"), cli._EDIT_OPTIONS)
-    python = python_defaults()
-    assert "num_inference_steps" in shown and {name: python[name] for name in shown} == shown
+    python, shown = inspect.signature(edit_video).parameters, {}
+    for name, action in setting_actions().items():
+        if (found := re.search(r"\(default: (.*)\)$", action.help)) and python[name].default is not None:
+            shown[name] = found[1], str(python[name].default)
+    assert len(shown) > 10 and all(one == other for one, other in shown.values()), shown
 
 
 # What it says
@@ -88,7 +90,7 @@ def test_help_lists_the_commands_with_examples(run):
 
 def test_help_of_edit_groups_options_and_shows_defaults(run):
     _, out, _ = run("edit", "--help")
-    for group in ("which frames:", "words:", "method:", "finer settings:", "examples:"):
+    for group in ("which frames:", "edit:", "of the method pnp:", "of the method sdedit:", "how it is run:", "examples:"):
         assert f"\n{group}\n" in out
     assert "(default: 25)" in out and "(default: sd1.5)" in out
 

@@ -343,7 +343,9 @@ def _setting_options(group: argparse._ActionsContainer, kind: type, leave_out: C
         plain = next((one for one in (bool, int, float, str) if one in _kinds(each)), None)
         if name in leave_out or plain is None:
             continue
-        text = each.metadata["help"] + ("" if default in (None, "") else f" (default: {default})")
+        text, _, none = each.metadata["help"].partition("; None: ")
+        shown = none if default is None else default
+        text += "" if shown == "" else f" (default: {shown})"
         if plain is bool:
             _setting(group, name, None, text, action="store_const", const=not default)
         else:
