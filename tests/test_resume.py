@@ -38,7 +38,7 @@ def edit(model, clip, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 0.0)
 
     def make(root=tmp_path / "cache", **options):
-        options = dict(num_inference_steps=4, keyframe_interval=2, block_size=2, progress=False) | options
+        options = dict(num_inference_steps=4, size=(64, 64), keyframe_interval=2, block_size=2, progress=False) | options
         return edit_video(clip, "a gold star on grass", source_prompt=SCENE.caption, model=model, store=Store(root), **options)
 
     return make
