@@ -422,7 +422,9 @@ NOISY = np.random.default_rng(0).integers(0, 255, (COUNT, 64, 64, 3), np.uint8)
 }.items())
 def test_a_film_that_is_cut_off_is_warned_of_once(tmp_path, name, options, keep):
     whole, path = damaged(tmp_path, name, *options, keep=keep, frames=NOISY)
-    with pytest.warns(UserWarning, match=rf"{name} is damaged or incomplete: \d+ (of \d+ )?frames .*\(.+\)") as caught:
+    says_how_many = name.endswith((".webm", ".mp4", ".flv", ".avi", ".mov"))  # the others cannot be told from shorter films by their count
+    found = r"\d+ of \d+ frames" if says_how_many else r"\d+ frames"
+    with pytest.warns(UserWarning, match=rf"{name} is damaged or incomplete: {found} could be read, and are used \(.+\)") as caught:
         clip = read_clip(path)
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
     assert 1 <= len(clip) < len(whole) and np.abs(clip.frames[:-3].astype(int) - whole.frames[:len(clip) - 3]).mean() < 12
