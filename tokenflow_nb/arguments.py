@@ -21,6 +21,12 @@ def shown(value: Any, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def one_line(error: object) -> str:
+    "The message of an error, on one line of at most 300 characters."
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
 def refuse(name: str, value: Any, remedy: str, error: type[ValueError] = ValueError) -> NoReturn:
     "Raises an error with the name of an argument, its value and what to give."
     raise error(f"{name}={shown(value)}: {remedy}")

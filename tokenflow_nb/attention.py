@@ -6,27 +6,30 @@
 __all__ = ['Injection', 'KeptRows', 'Context', 'TokenFlowAttention', 'self_attentions', 'installed']
 
 # %% ../nbs/06_attention.ipynb #102a643f
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
 from .keyframes import frame_attention, joint_attention
-from .locks import lock_of
 from .propagation import Plan, blend, nearest_fields, normalise_keys
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
 
 # %% ../nbs/06_attention.ipynb #469baa39
 @dataclass(frozen=True)
 class Injection:
-    "The layers in which the source's features replace those of the other branches, at one step."
+    "Layers in which the source's features replace those of the other branches."
 
-    attention: frozenset[str] = frozenset()  # self-attentions: queries and keys
-    features: frozenset[str] = frozenset()  # convolutions: outputs
+    attention: tuple[str, ...] = ()  # self-attentions: queries and keys
+    features: tuple[str, ...] = ()  # convolutions: outputs
+
+
+@dataclass(frozen=True)
+class Kernels:
+    "The three computations of a self-attention layer. All ways to compute them give the same values, up to rounding."
+
+    frame: Callable = frame_attention  # (query, key, value, heads) -> (n, s, c), each row by itself
+    joint: Callable = joint_attention  # the same, each row with the tokens of all rows
+    search: Callable = nearest_fields  # (source tokens, keys, keyframe of each row) -> token indices
 
 
 class KeptRows:
@@ -73,6 +76,7 @@ class Context:
     carried: int = 0  # keyframe pass: how many older keyframes stay, before those of the pass
     # keyframe pass: the rows that are kept; others are only attended to
     members: slice = field(default_factory=lambda: slice(None))
+    kernels: Kernels = Kernels()
     guided: bool = True  # at this step; else no negative branch runs
     recorded: bool = False  # the frame pass has no source branch: it reads its recording
     source: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)  # by layer, of this pass
@@ -135,20 +139,15 @@ class TokenFlowAttention:
                 if branch == "source":
                     context.source[self.layer] = query, key
                 query, key = context.source[self.layer]
-            mix = self._mix_jointly if context.joint and branch != "source" else self._mix
+            joint = context.joint and branch != "source"
+            if joint and context.gather:
+                key, value = context.gather(key, value)
+            mix = context.kernels.joint if joint else context.kernels.frame
             outputs[branch] = attn.to_out[0](mix(query, key, value, attn.heads))
         if context.joint:
             self._keep(tokens, outputs)
         context.leave(self.layer)
         return outputs
-
-    def _mix(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-        return frame_attention(query, key, value, heads)
-
-    def _mix_jointly(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-        if self.context.gather:
-            key, value = self.context.gather(key, value)
-        return joint_attention(query, key, value, heads)
 
     def _keep(self, tokens: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]):
         context, members, start = self.context, self.context.members, self.context.carried
@@ -163,16 +162,14 @@ class TokenFlowAttention:
         context, kept = self.context, self.context.keyframes[self.layer]
         if "source" in tokens:
             source, plan = tokens["source"], context.plan
-            found = (self._search(source, kept["keys"], which) for which in (plan.first, plan.second))
+            search = context.kernels.search
+            found = (search(source, kept["keys"], which) for which in (plan.first, plan.second))
             context.source[self.layer] = tuple(found)
         fields = context.source[self.layer]
         return {branch: blend(kept[branch], context.plan, *fields) for branch in tokens}
 
-    def _search(self, source: torch.Tensor, keys: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-        return nearest_fields(source, keys, which)
-
 # %% ../nbs/06_attention.ipynb #ae9a063f
-class _FeatureHook:
+class FeatureHook:
     "Replaces a convolution's output in every branch by that of the source, in layers that the context injects."
 
     def __init__(self, layer: str, context: Context):
@@ -189,37 +186,3 @@ class _FeatureHook:
             context.leave(self.layer)
         context.show(self.layer, "output", rows)
         return context.join(rows) if injected else None
-
-# %% ../nbs/06_attention.ipynb #f5874dd1
-def self_attentions(unet: "UNet2DConditionModel") -> dict[str, torch.nn.Module]:
-    "All self-attention layers by name, in the order of the UNet's modules."
-    return {name: module for name, module in unet.named_modules() if name.endswith(".attn1")}
-
-
-@contextmanager
-def installed(
-    unet: "UNet2DConditionModel",
-    context: Context,
-    features: tuple[str, ...] = (),  # convolutions that an editor may inject
-    processor: type[TokenFlowAttention] = TokenFlowAttention,  # how a self-attention is computed
-) -> Iterator[Context]:
-    """Puts TokenFlow's processors and hooks into a UNet for the length of a `with` block. Other threads wait to use it.
-    Raises `ValueError` for layers to inject that the UNet does not have."""
-    layers, modules = self_attentions(unet), dict(unet.named_modules())
-    wanted = {"features": (features, modules), "injection.features": (context.injection.features, features),
-              "injection.attention": (context.injection.attention, layers)}
-    for what, (names, there) in wanted.items():
-        if missing := sorted(set(names) - set(there)):
-            raise ValueError(f"{what}={missing}: the UNet has no such layers, or no hook waits there")
-    with lock_of(unet).changing("attention processors"):
-        before, hooks = {name: layer.processor for name, layer in layers.items()}, []
-        try:
-            for name, layer in layers.items():
-                layer.set_processor(processor(name, context))
-            hooks += [modules[name].register_forward_hook(_FeatureHook(name, context)) for name in features]
-            yield context
-        finally:
-            for name, layer in layers.items():
-                layer.set_processor(before[name])
-            for hook in hooks:
-                hook.remove()

@@ -28,7 +28,6 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .arguments import choice, frame_size, listed, shown, switch, whole
-from .attention import TokenFlowAttention
 from .clip import Clip, gather_frames
 from .config import EditConfig, Execution, split_options
 from .edit import Edit, stages
@@ -47,7 +46,7 @@ from .toy.world import Scene
 from .untrained import random_model
 from .scale.workers import LocalExecutor, WorkerLost
 from .forecast.work import count_work
-from .written_out import WrittenOutAttention
+from .written_out import WRITTEN_OUT
 
 # %% ../nbs/13_bench.ipynb #c456a251
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Preset:
 
     about: str
     settings: dict = field(default_factory=dict)  # of `EditConfig` and `Execution`
-    published: bool = False  # `EditConfig.published`, a reconstruction of the clip, and `WrittenOutAttention`
+    published: bool = False  # `EditConfig.published`, a reconstruction of the clip, and `WRITTEN_OUT`
 
     def config(self, prompt: str, source_prompt: str = "", **changes) -> EditConfig:
         make = EditConfig.published if self.published else EditConfig
@@ -213,14 +212,14 @@ def run_job(
     model, clip = subject.model, subject.clip(frames)
     config = preset.config(subject.prompt, subject.source_prompt, **changes)
     films, begun = [], []
-    layout = channels_first(model.unet) if preset.published else nullcontext()
-    with tempfile.TemporaryDirectory() as folder, rows_counted(model.unet) as rows, layout:
+    layout = channels_first(model.network) if preset.published else nullcontext()
+    with tempfile.TemporaryDirectory() as folder, rows_counted(model.network) as rows, layout:
         execution, watch = preset.execution(Store(folder), **changes), Stopwatch(model.device, clock, base)
 
         def prepare(edit: Edit) -> None:
             watch.lap("invert")
             if preset.published:
-                edit.denoiser.processor = WrittenOutAttention
+                edit.denoiser.kernels = WRITTEN_OUT
                 films.append(reconstruct(model, edit.trajectory, config.inversion_steps, execution.block_size))
                 watch.lap("film")
             begun.append(edit)
@@ -282,9 +281,9 @@ def operations(subject: Subject, preset: Preset, frames: int, **changes) -> floa
     visited, _ = inversion_grid(model, config.num_inference_steps, config.inversion_steps)
     rows = count_work(frames, config, execution=preset.execution(**changes), visited=len(visited)).total
     rows += (config.inversion_steps or 0) * frames * preset.published  # the reconstruction
-    pictures, embeds = subject.clip(1).frames, model.embed("")
+    pictures, prompt = subject.clip(1).frames, model.embed("")
     latents = model.encode(pictures)
-    row = _counted(lambda: model.predict(latents, 1, embeds))
+    row = _counted(lambda: model.predict(latents, 1, prompt))
     encode, decode = _counted(lambda: model.encode(pictures)), _counted(lambda: model.decode(latents))
     return rows * row + frames * (encode + (1 + preset.published) * decode)
 

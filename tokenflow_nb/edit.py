@@ -28,6 +28,10 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .arguments import choice, instance, refuse, shown, switch, text, whole
+from .backbones.base import Model
+from .backbones.load import load_model
+from .backbones.parts import find_device
+from .backbones.schedule import Prediction
 from .clip import Clip, as_clip, fit_clip, gather_frames, restore_clip
 from .config import EditConfig, Execution, Reading, configured, option_names, split_options, with_options
 from .denoiser import Conditioning, Denoiser
@@ -35,9 +39,7 @@ from .editors import Editor, Step, identity
 from .files import checked_path, replaced, writable_file, writable_target
 from .inversion import check_finite, inversion_grid, inverting
 from .keyframes import intervals, joint_groups, keyframe_table
-from .memory import PeakMemory
-from .model import Blocks, Model, ddim_move, load_model, predicted_clean
-from .parts import find_device
+from .memory import Blocks, PeakMemory
 from .forecast.plan import Forecast, plan
 from .progress import Stage, drive, timed
 from .result import EditResult
@@ -54,9 +56,8 @@ def remeasured_start(step: Step) -> torch.Tensor:
     "The clean latents with the noise of the noisiest inverted timestep, as the published program starts."
     clean, top = (step.trajectory.at(timestep, step.rows) for timestep in (None, step.trajectory.noisiest))
     level = step.model.schedule.level(step.trajectory.noisiest)
-    noise = (top - level**0.5 * clean) / (1 - level) ** 0.5
-    level = step.model.schedule.level(step.timestep)
-    return level**0.5 * clean + (1 - level) ** 0.5 * noise
+    noise = (top - level.alpha * clean) / level.sigma
+    return Prediction(clean, noise).at(step.model.schedule.level(step.timestep))
 
 # %% ../nbs/09_edit.ipynb #c7d48d1f
 _NEEDS_INVERSION = {"num_inference_steps", "inversion_steps", "correction", "source_prompt"}
@@ -133,12 +134,12 @@ class Edit:
         step = Step(self.model, self.trajectory, self.config.prompt, index, count, timestep, rows, latents)
         return replace(step, **changes)
 
-    def noise(
+    def predict(
         self,
         watch: Callable | None = None,  # is called with the tokens of every frame: see `Context`
-    ) -> torch.Tensor:
-        "The guided noise `(f, c, h, w)` at the current step, without taking it."
-        return self.denoiser.noise(self.at(), self.keyframes[self.index], watch, self.config.guided(self.index))
+    ) -> Prediction:
+        "The guided prediction for all frames at the current step, without taking it."
+        return self.denoiser.predict(self.at(), self.keyframes[self.index], watch, self.config.guided(self.index))
 
     def step(self) -> "Edit":
         """One denoising step. Raises `EditError` when there is none left, `ModelError` when the latents are no longer
@@ -146,11 +147,10 @@ class Edit:
         if self.done:
             raise EditError("the edit is done: fork it, or go back()")
         timestep, below = self.timesteps[self.index], [*self.timesteps, None][self.index + 1]
-        levels = self.model.schedule.level(timestep), self.model.schedule.level(below)
-        latents, guided = torch.empty_like(self.latents), self.config.guided(self.index)
+        latents, level, guided = torch.empty_like(self.latents), self.model.schedule.level(below), self.config.guided(self.index)
         with closing(self.denoiser.by_blocks(self.at(), self.keyframes[self.index], guided=guided)) as passes:
-            for rows, noise in passes:
-                latents[rows] = ddim_move(self.latents[rows], noise, *levels)
+            for rows, prediction in passes:
+                latents[rows] = prediction.at(level)
         after = self.editor.after_step(self.at(timestep=below, latents=latents))
         latents = like_latents(f"{type(self.editor).__name__}.after_step", after, latents)
         check_finite(latents, f"step {self.index + 1} of {len(self.timesteps)} (timestep {timestep})", self.model)
@@ -227,9 +227,7 @@ class Edit:
 
     def clean(self) -> torch.Tensor:
         "The clean latents x̂₀ that the model predicts at the current step, without taking it."
-        if self.done:
-            return self.latents
-        return predicted_clean(self.latents, self.noise(), self.model.schedule.level(self.timesteps[self.index]))
+        return self.latents if self.done else self.predict().clean
 
     def preview(self, frames: int = 4, progress: bool = False) -> Clip:
         "A few evenly spaced frames, edited jointly through all steps. Much faster than the whole clip."

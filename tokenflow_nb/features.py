@@ -22,11 +22,13 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import PCA, IncrementalPCA
 from tqdm.auto import tqdm
 
-from .attention import Context, installed, self_attentions
+from .attention import Context
+from .backbones.base import Model
+from .backbones.schedule import Prediction
 from .clip import Clip
 from .editors import identity
 from .trajectory import PART_FRAMES, Trajectory
-from .model import Blocks, Model
+from .memory import Blocks
 from .store import Entry, Store, Writer, digest
 
 # %% ../nbs/07_features.ipynb #b468a12a
@@ -34,28 +36,14 @@ class FeatureError(ValueError):
     "The features do not exist, or belong to another model or clip. The message says which features exist."
 
 
-_PLACE = re.compile(
-    r"(?P<part>down|mid|up)_block(s\.(?P<block>\d+))?\.(attentions|resnets)\.(?P<number>\d+)"
-    r"(\.transformer_blocks\.(?P<inner>\d+))?\.(?P<kind>attn|conv)\d"
-)
-
-
 @dataclass(frozen=True)
 class Layer:
-    "A place in the UNet where tokens can be recorded."
+    "A place in the network where tokens can be recorded."
 
-    module: str  # its name in the UNet
+    module: str  # its name in the network
     side: str  # input or output
     grid: tuple[int, int]  # rows and columns of tokens
-
-    @property
-    def name(self) -> str:
-        "A readable name that `find_layer` takes: `up 3 · 32×32 · attn 2`, with ` out` for an attention's output."
-        place = _PLACE.match(self.module)
-        inner = f".{place['inner']}" if int(place["inner"] or 0) else ""
-        where = f"{place['part']} {place['block']}" if place["block"] else place["part"]
-        out = " out" if self.side == "output" and place["kind"] == "attn" else ""
-        return f"{where} · {self.grid[0]}×{self.grid[1]} · {place['kind']} {place['number']}{inner}{out}"
+    name: str  # readable, as `find_layer` takes it: `up 3 · 32×32 · attn 2`, with ` out` for an attention's output
 
     @property
     def key(self) -> str:
@@ -68,22 +56,12 @@ def list_layers(
     size: tuple[int, int] | None = None,  # height, width of the clip in pixels; None: those of the model's training
 ) -> list[Layer]:
     "All layers of a model whose tokens can be recorded, in the order of the data."
-    height, width = (side // model.vae_scale for side in size or (model.size, model.size))
-    deepest = len(model.unet.config.block_out_channels) - 1
-
-    def order(module: str) -> tuple:
-        place = _PLACE.match(module)
-        return ("down", "mid", "up").index(place["part"]), int(place["block"] or 0), int(place["number"])
-
-    def grid(module: str) -> tuple[int, int]:
-        part, block, _ = order(module)
-        halvings = (block, deepest, deepest - block)[part]
-        return math.ceil(height / 2**halvings), math.ceil(width / 2**halvings)
-
-    sides, attentions = ("input", "output"), self_attentions(model.unet)
-    layers = [Layer(module, side, grid(module)) for module in attentions for side in sides]
-    layers += [Layer(module, "output", grid(module)) for module in model.backbone.features]
-    return sorted(layers, key=lambda layer: order(layer.module))
+    layers = []
+    for site in model.sites(size):
+        for side in ("input", "output") if site.attends else ("output",):
+            name = f"{site.label} out" if site.attends and side == "output" else site.label
+            layers.append(Layer(site.module, side, site.grid, name))
+    return layers
 
 # %% ../nbs/07_features.ipynb #089ce25c
 def _words(name: str) -> list[str]:
@@ -121,8 +99,8 @@ class Recording:
 
     @cached_property
     def layers(self) -> list[Layer]:
-        "The recorded layers, in the order of the UNet."
-        return [Layer(module, side, tuple(grid)) for module, side, grid in self.entry.meta["layers"]]
+        "The recorded layers, in the order of the data."
+        return [Layer(module, side, tuple(grid), name) for module, side, grid, name in self.entry.meta["layers"]]
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -179,7 +157,7 @@ class Recording:
 
 # %% ../nbs/07_features.ipynb #89a5c291
 class _Tape:
-    "Writes the chosen tokens of each UNet call to the store."
+    "Writes the chosen tokens of each call of the network to the store."
 
     def __init__(
         self, writer: Writer, layers: list[Layer], frames: list[int], branch: str, tell: Callable[[int], None]
@@ -211,14 +189,14 @@ class _Tape:
 
 # %% ../nbs/07_features.ipynb #9f422c92
 def _play_trajectory(model: Model, trajectory: Trajectory, timesteps: list[int], frames: list[int], tape: _Tape):
-    embeds, blocks = model.embed(trajectory.prompt), Blocks(PART_FRAMES)
+    prompt, blocks = model.embed(trajectory.prompt), Blocks(PART_FRAMES)
     context = Context(branches=("source",), watch=tape)
 
-    def work(rows: slice) -> torch.Tensor:
+    def work(rows: slice) -> Prediction:
         context.frames = frames[rows]
         # installed for one block only: other threads use the model between blocks
-        with installed(model.unet, context, model.backbone.features):
-            return model.predict(trajectory.at(tape.timestep, frames[rows]), tape.timestep, embeds)
+        with model.installed(context):
+            return model.predict(trajectory.at(tape.timestep, frames[rows]), tape.timestep, prompt)
 
     for tape.timestep in timesteps:
         for _ in blocks.map(work, len(frames)):
@@ -227,7 +205,7 @@ def _play_trajectory(model: Model, trajectory: Trajectory, timesteps: list[int],
 
 def _play_edit(edit, tape: _Tape):
     tape.timestep = edit.timesteps[edit.index]
-    edit.noise(watch=tape)
+    edit.predict(watch=tape)
 
 # %% ../nbs/07_features.ipynb #f27967c2
 def _chosen(what: str, asked: Sequence[int] | int | None, there: Sequence[int], default: Sequence[int]) -> list[int]:
@@ -269,7 +247,7 @@ def record(
     under_way = not isinstance(source, Trajectory)
     trajectory = source.trajectory if under_way else source
     _check_model(model, trajectory)
-    height, width = (side * model.vae_scale for side in trajectory.at(None, [0]).shape[2:])
+    height, width = (side * model.latent_scale for side in trajectory.at(None, [0]).shape[2:])
     known = list_layers(model, (height, width))
     wanted = known if layers is None else {find_layer(name, known) for name in layers}
     layers = [layer for layer in known if layer in wanted]
@@ -278,7 +256,7 @@ def record(
     frames = _chosen("frames", frames, range(len(trajectory)), range(len(trajectory)))
     meta = dict(
         of="edit" if under_way else "source", prompt=source.config.prompt if under_way else source.prompt,
-        layers=[[layer.module, layer.side, list(layer.grid)] for layer in layers], timesteps=timesteps, frames=frames,
+        layers=[[layer.module, layer.side, list(layer.grid), layer.name] for layer in layers], timesteps=timesteps, frames=frames,
         model_digest=model.digest, clip_digest=trajectory.entry.meta.get("clip_digest"), model=model.name,
     )
     return _recorded(model, source, meta, layers, store or Store(), progress, callback)

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from .backbones.base import Model, Prompt
+from .backbones.schedule import Level, ModelError, Prediction, lifted
 from .clip import Clip, gather_frames, let_go
-from .model import Blocks, Model, ModelError, ddim_move
+from .memory import Blocks
 from .progress import Stage, drive
 from .store import Draft, Store, digest
 from .trajectory import PART_FRAMES, Trajectory, part_of, parts_of
@@ -40,7 +42,7 @@ def inversion_grid(
 class Correction:
     "How an inversion step finds latents from which the denoising step leads back to where it started."
 
-    # the first evaluation is at the latents that the noise of the previous step leads to, not at the step's own
+    # the first evaluation is at the latents that the previous step's noise leads to, not at the step's own
     predicts: bool
     # of the model, for each frame and step; later ones are at the latents that the previous evaluation leads to
     evaluations: int
@@ -48,18 +50,18 @@ class Correction:
     def __call__(
         self,
         latents: torch.Tensor,  # (f, c, h, w) at the lower level
-        before: torch.Tensor | None,  # the noise of the previous step; None: there was none
-        levels: tuple[float, float],  # ᾱ of the lower level and of the upper one
-        noise_at: Callable[[torch.Tensor], torch.Tensor],  # the model's noise for latents at the upper level
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The latents at the upper level and the noise that led there, both `(f, c, h, w)`.
-        The noise is that of the last evaluation."""
-        leads_up = self.predicts and before is not None and levels[1] > 0  # not to noise alone, where the model gives v
-        upper = ddim_move(latents, before, *levels) if leads_up else latents
+        before: Prediction | None,  # of the previous step; None: there was none
+        lower: Level,
+        upper: Level,
+        predict: Callable[[torch.Tensor], Prediction],  # the model's for latents at the upper level
+    ) -> tuple[torch.Tensor, Prediction]:
+        "The latents `(f, c, h, w)` at the upper level and the prediction that led there, of the last evaluation."
+        leads_up = self.predicts and before is not None and upper.alpha > 0
+        found = lifted(latents, before, lower, upper) if leads_up else latents
         for _ in range(self.evaluations):
-            noise = noise_at(upper)
-            upper = ddim_move(latents, noise, *levels)
-        return upper, noise
+            prediction = predict(found)
+            found = lifted(latents, prediction, lower, upper)
+        return found, prediction
 
 
 CORRECTIONS = {"none": Correction(False, 1), "predicted": Correction(True, 1), "repeated": Correction(True, 2)}
@@ -78,41 +80,43 @@ def find_correction(name: str) -> Correction:
 def invert_latents(
     model: Model,
     latents: torch.Tensor,  # (f, c, h, w), clean
-    embeds: torch.Tensor,  # (1, tokens, c) of the source prompt
+    prompt: Prompt,  # of the source
     visited: list[int],  # timesteps, clean end first
     kept: list[int],  # those to return
     correction: str = "none",  # a name in `CORRECTIONS`
 ) -> dict[int, torch.Tensor]:
     "The latents at each kept timestep. Raises `ModelError` when they are no longer finite."
-    steps = climb(model, latents, visited, _by_blocks(model, embeds, Blocks(len(latents))), correction)
+    predict = _by_blocks(model, prompt, Blocks(len(latents)))
+    steps = invert_steps(model, latents, visited, predict, correction)
     return {timestep: latents for timestep, latents in steps if timestep in kept}
 
 
-NoiseAt = Callable[[torch.Tensor, int], torch.Tensor]  # latents (f, c, h, w), timestep -> noise of the same shape
+Predict = Callable[[torch.Tensor, int], Prediction]  # latents (f, c, h, w) and a timestep
 
 
-def _by_blocks(model: Model, embeds: torch.Tensor, blocks: Blocks) -> NoiseAt:
-    "The model's noise under one prompt, a block of frames at a time."
-    def noise_at(latents: torch.Tensor, timestep: int) -> torch.Tensor:
-        each = blocks.map(lambda rows: model.predict(latents[rows], timestep, embeds), len(latents))
-        return torch.cat(list(each))
+def _by_blocks(model: Model, prompt: Prompt, blocks: Blocks) -> Predict:
+    "The model's prediction under one prompt, a block of frames at a time."
+    def predict(latents: torch.Tensor, timestep: int) -> Prediction:
+        each = blocks.map(lambda rows: model.predict(latents[rows], timestep, prompt), len(latents))
+        return Prediction.join(list(each))
 
-    return noise_at
+    return predict
 
 
-def climb(
+def invert_steps(
     model: Model,
     latents: torch.Tensor,  # (f, c, h, w), clean
     visited: list[int],  # timesteps, clean end first
-    noise_at: NoiseAt,
+    predict: Predict,
     correction: str = "none",  # a name in `CORRECTIONS`
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Steps of DDIM inversion: each visited timestep with the latents there.
     Raises `ModelError` when they are no longer finite."""
-    correct, noise = find_correction(correction), None
-    for below, timestep in zip([None, *visited], visited):
-        levels = model.schedule.level(below), model.schedule.level(timestep)
-        latents, noise = correct(latents, noise, levels, lambda x: noise_at(x, timestep))
+    correct, before, lower = find_correction(correction), None, model.schedule.level(None)
+    for timestep in visited:
+        upper = model.schedule.level(timestep)
+        latents, before = correct(latents, before, lower, upper, lambda x: predict(x, timestep))
+        lower = upper
         check_finite(latents, f"timestep {timestep} of the inversion", model)
         yield timestep, latents
 
@@ -123,7 +127,7 @@ def check_finite(latents: torch.Tensor, place: str, model: Model):
         other = "load the model with dtype=torch.float32 (or torch.bfloat16), or "
         half = other if model.dtype == torch.float16 else ""
         raise ModelError(
-            f"latents are not finite after {place} in {model.dtype}, the UNet's output is too large or its weights are "
+            f"latents are not finite after {place} in {model.dtype}, the network's output is too large or its weights are "
             f"damaged: {half}lower guidance_scale"
         )
 
@@ -166,10 +170,10 @@ def inverting(
     meta = dict(kind="trajectory", prompt=prompt, timesteps=kept, frames=len(clip), part_frames=PART_FRAMES)
     # name and digests show to which model and clip it belongs
     meta |= dict(model=model.name, correction=correction, model_digest=fingerprint, clip_digest=content)
-    noise_at = _by_blocks(model, model.embed(prompt), blocks)
+    predict = _by_blocks(model, model.embed(prompt), blocks)
     with store.drafting(key, meta) as draft:  # holds the parts of an interrupted inversion
         for rows in () if draft.finished else _missing(draft, len(clip), block_size):
-            path = yield from _inverting_rows(model, clip, rows, visited, kept, noise_at, blocks, correction)
+            path = yield from _inverting_rows(model, clip, rows, visited, kept, predict, blocks, correction)
             for start in parts_of(len(rows)):
                 part = {name: latents[start : start + PART_FRAMES] for name, latents in path.items()}
                 draft.put(part_of(rows.start + start), part)
@@ -199,7 +203,7 @@ def _inverting_rows(
     rows: range,  # consecutive frames
     visited: list[int],
     kept: list[int],
-    noise_at: NoiseAt,
+    predict: Predict,
     blocks: Blocks,
     correction: str,
 ) -> Generator[Stage, None, dict[str, torch.Tensor]]:
@@ -207,7 +211,7 @@ def _inverting_rows(
     frames = clip.frames[rows.start : rows.stop]
     clean = torch.cat(list(blocks.map(lambda some: model.encode(frames[some]), len(frames))))
     path = dict(clean=clean)
-    for done, (timestep, latents) in enumerate(climb(model, clean, visited, noise_at, correction), 1):
+    for done, (timestep, latents) in enumerate(invert_steps(model, clean, visited, predict, correction), 1):
         if timestep in kept:
             path[str(timestep)] = latents
         yield Stage("invert", rows.start * len(visited) + done * len(frames), len(clip) * len(visited))
@@ -229,15 +233,14 @@ def denoise(
     model: Model,
     latents: torch.Tensor,  # (f, c, h, w) at the first timestep
     timesteps: list[int],  # noisiest first
-    noise_at: NoiseAt,
+    predict: Predict,
     last: int | None = None,  # the timestep to end at; None: clean
     progress: bool = False,
 ) -> torch.Tensor:
     "The latents `(f, c, h, w)` after DDIM steps. Raises `ModelError` when they are no longer finite."
     shown = tqdm(timesteps, desc="denoise", unit="step", disable=not progress)
     for timestep, below in zip(shown, [*timesteps[1:], last]):
-        levels = model.schedule.level(timestep), model.schedule.level(below)
-        latents = ddim_move(latents, noise_at(latents, timestep), *levels)
+        latents = predict(latents, timestep).at(model.schedule.level(below))
         check_finite(latents, f"timestep {timestep}", model)
     return latents
 
@@ -251,11 +254,13 @@ def reconstruct(
 ) -> Clip:
     "The clip from denoising the inverted noise with the source prompt, without guidance."
     timesteps = trajectory.timesteps[::-1] if steps is None else model.schedule.timesteps(steps)
-    embeds = model.embed(trajectory.prompt)
+    prompt = model.embed(trajectory.prompt)
 
-    def work(rows):
-        noise_at = lambda latents, timestep: model.predict(latents, timestep, embeds)  # noqa: E731
-        return model.decode(denoise(model, trajectory.at(timesteps[0], rows), timesteps, noise_at))
+    def predict(latents: torch.Tensor, timestep: int) -> Prediction:
+        return model.predict(latents, timestep, prompt)
+
+    def work(rows: slice) -> np.ndarray:
+        return model.decode(denoise(model, trajectory.at(timesteps[0], rows), timesteps, predict))
 
     return Clip(gather_frames(chain.from_iterable(Blocks(block_size).map(work, len(trajectory)))))
 

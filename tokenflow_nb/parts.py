@@ -15,26 +15,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:  # it takes seconds to import
-    from transformers import CLIPTokenizer
+from .arguments import one_line
+from .backbones.base import HALF
+from .backbones.schedule import ModelError
 
 # %% ../nbs/01_parts.ipynb #7f35d70b
-class ModelError(ValueError):
-    "A model cannot be found or used; the message says what to do."
-
-
-def one_line(error: object) -> str:
-    "The message of an error, on one line of at most 300 characters."
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:299] + "…"
-
-
 _AGAIN = "download or copy the folder again"
-HALF = (torch.float16, torch.bfloat16)
 
 
 def read_json(path: Path) -> dict:
@@ -379,7 +369,7 @@ def read_tokenizer(
     folder: Path,
     part: str,  # its folder inside; "": the folder itself
     rows: int,  # of the text encoder's vocabulary
-) -> "CLIPTokenizer":
+) -> Any:
     "A CLIP tokenizer. Raises `ModelError` for one that knows no words, or belongs to another text encoder."
     from transformers import CLIPTokenizer
 
@@ -401,7 +391,7 @@ def read_tokenizer(
     return tokenizer
 
 
-def _knows_words(tokenizer: "CLIPTokenizer") -> bool:
+def _knows_words(tokenizer: Any) -> bool:
     """Whether a tokenizer finds some words of its vocabulary. If that has no words of the letters a to z: whether it
     knows a word of a prompt."""
     vocabulary, special = tokenizer.get_vocab(), set(tokenizer.all_special_ids)
@@ -497,13 +487,3 @@ def _without_index(folder: Path) -> str:
             "save_pretrained wrote"
         )
     return "it is a folder without model_index.json: give the folder that diffusers' save_pretrained wrote"
-
-
-def check_output(values: torch.Tensor, part: str, dtype: torch.dtype) -> torch.Tensor:
-    "The output of a part. Raises `ModelError` with its name for NaN or infinity: they would be a black picture."
-    if torch.isfinite(values).all():
-        return values
-    remedy = "its weights are damaged: load the model again"
-    if dtype in HALF:
-        remedy = "too large for half precision: load the model with dtype=torch.float32"
-    raise ModelError(f"what the {part} gives is not finite in {dtype}, {remedy}")

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from .attention import Injection
+from .backbones.base import Model
 from .denoiser import Conditioning, Denoiser
 from .editors.base import Editor, Step
-from .model import Blocks, Model
+from .memory import Blocks
 from .progress import Stage, drive
 from .propagation import WITHOUT_PROPAGATION
 from .store import Draft, Store, digest
@@ -32,7 +33,7 @@ class _Recorder(Editor):
     "Changes nothing. Its injection makes the hooks put the source's features into the context."
 
     def injection(self, step: Step) -> Injection:
-        return Injection(features=frozenset(step.model.backbone.features))
+        return Injection(features=step.model.injectable.features)
 
 
 def record_source(
@@ -74,9 +75,9 @@ def recording(
         return SourceRecord(entry)
     meta = dict(kind="source", frames=len(trajectory), steps=len(timesteps), part_frames=PART_FRAMES, rule=rule)
     meta |= dict(trajectory=trajectory.entry.key)
-    embeds = model.embed(trajectory.prompt)
+    prompt = model.embed(trajectory.prompt)
     denoiser = Denoiser(
-        model, trajectory, Conditioning(embeds, embeds, embeds), _Recorder(), 1.0, rule, interval, Blocks(block_size),
+        model, trajectory, Conditioning(prompt, prompt, prompt), _Recorder(), 1.0, rule, interval, Blocks(block_size),
         max_joint_keyframes, branches=("source",),
     )
     with store.drafting(key, meta) as draft:
@@ -111,7 +112,7 @@ def _record_step(denoiser: Denoiser, timestep: int, keyframes: torch.Tensor, dra
 def _left_behind(denoiser: Denoiser) -> Iterator[tuple[str, torch.Tensor]]:
     "The source branch's tensors for a block, from the context, with the names that `SourceRecord.at` reads."
     for layer, tensors in denoiser.context.source.items():
-        if layer in denoiser.model.backbone.features:
+        if layer in denoiser.model.injectable.features:
             yield f"{layer}.feature", tensors[0].cpu()
         else:
             yield from ((f"{layer}.{number}", _small(field).cpu()) for number, field in enumerate(tensors))

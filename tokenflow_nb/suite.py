@@ -364,12 +364,12 @@ def _guess(work: _Work, model: Model, plan: _Plan, processes: int) -> float:
     threads, config = torch.get_num_threads(), work.config
     torch.set_num_threads(_threads(processes) if processes > 1 else threads)
     try:
-        sides = [side // model.vae_scale for side in plan.shape[1:]]
-        latents, embeds = torch.zeros(2, model.unet.config.in_channels, *sides), model.embed("a guess")
+        sides = [side // model.latent_scale for side in plan.shape[1:]]
+        latents, prompt = torch.zeros(2, model.latent_channels, *sides), model.embed("a guess")
         timestep = model.schedule.timesteps(config.num_inference_steps)[0]
-        model.predict(latents, timestep, embeds)  # the first pass is slower than all others
+        model.predict(latents, timestep, prompt)  # the first pass is slower than all others
         began = time.perf_counter()
-        model.predict(latents, timestep, embeds)
+        model.predict(latents, timestep, prompt)
         frame = (time.perf_counter() - began) / len(latents)
     finally:
         torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ __all__ = ['softmax_attention', 'whole_nearest', 'WrittenOutAttention']
 # %% ../nbs/06_written_out.ipynb #dd4c5714
 import torch
 
-from .attention import TokenFlowAttention
+from .attention import Kernels
 
 # %% ../nbs/06_written_out.ipynb #c90a4df4
 def softmax_attention(
@@ -34,19 +34,19 @@ def whole_nearest(
     return (queries @ keys.T).argmax(-1)
 
 # %% ../nbs/06_written_out.ipynb #2da05ae2
-class WrittenOutAttention(TokenFlowAttention):
-    "The processor of one self-attention layer, computed like the published program."
+def _joint(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+    "Joint attention `(n, s, c)`, with the keys and values of all rows repeated for each."
+    key, value = (each.flatten(0, 1).unsqueeze(0).repeat(len(query), 1, 1) for each in (key, value))
+    return softmax_attention(query, key, value, heads)
 
-    def _mix(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-        return softmax_attention(query, key, value, heads)
 
-    def _mix_jointly(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-        key, value = (each.flatten(0, 1).unsqueeze(0).repeat(len(query), 1, 1) for each in (key, value))
-        return softmax_attention(query, key, value, heads)
+def _search(source: torch.Tensor, keys: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    "The nearest token `(n, s)` of a keyframe for each source token, one keyframe after the other."
+    found = torch.empty(source.shape[:2], dtype=torch.int64, device=source.device)
+    for keyframe in which.unique().tolist():
+        rows = (which == keyframe).to(source.device)
+        found[rows] = whole_nearest(source[rows].flatten(0, 1).float(), keys[keyframe]).view(-1, source.shape[1])
+    return found
 
-    def _search(self, source: torch.Tensor, keys: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-        found = torch.empty(source.shape[:2], dtype=torch.int64, device=source.device)
-        for keyframe in which.unique().tolist():
-            rows = (which == keyframe).to(source.device)
-            found[rows] = whole_nearest(source[rows].flatten(0, 1).float(), keys[keyframe]).view(-1, source.shape[1])
-        return found
+
+WRITTEN_OUT = Kernels(softmax_attention, _joint, _search)

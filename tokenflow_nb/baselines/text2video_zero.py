@@ -17,12 +17,12 @@ import torch
 from diffusers import ControlNetModel
 
 from .job import Job
-from .tune_a_video import FrameMemory, clip_noise, cross_frame, guided
+from .tune_a_video import FrameMemory, cross_frame, guided, predict_clip
 from ..arguments import check_fields, number, whole
 from ..clip import Clip
 from ..denoiser import Conditioning
 from ..flow import Flow
-from ..inversion import denoise
+from ..inversion import Predict, denoise
 from ..model import Blocks, Model
 
 # %% ../../nbs/baselines/03_text2video_zero.ipynb #f0118f49
@@ -60,13 +60,14 @@ def translate(
 # %% ../../nbs/baselines/03_text2video_zero.ipynb #38f39f20
 def add_noise(
     latents: torch.Tensor,  # (f, c, h, w) at noise level `source`
-    source: float,  # ᾱ of the level that the latents have
-    target: float,  # ᾱ of a noisier level
+    source: Level,  # that the latents have
+    target: Level,  # a noisier one
     generator: torch.Generator,
 ) -> torch.Tensor:
     "The latents at a noisier level: one step of the forward process, with separate noise for each frame."
-    kept = target / source
-    return kept**0.5 * latents + (1 - kept) ** 0.5 * torch.randn(latents.shape, generator=generator)
+    kept = target.alpha / source.alpha
+    added = (target.sigma**2 - (kept * source.sigma) ** 2) ** 0.5
+    return kept * latents + added * torch.randn(latents.shape, generator=generator)
 
 # %% ../../nbs/baselines/03_text2video_zero.ipynb #384ecf18
 def canny(
@@ -84,16 +85,16 @@ def residuals(
     pictures: np.ndarray,  # (f, h, w, 3) uint8, the condition
     latents: torch.Tensor,  # (f, c, h, w)
     timestep: int,
-    embeds: torch.Tensor,  # (1, tokens, c)
+    states: torch.Tensor,  # (1, tokens, c) of the prompt
     scale: float,  # strength of the condition
     model: Model,  # its UNet gets the residuals
 ) -> dict:
     "The ControlNet's residuals for these frames, as keyword arguments of `Model.predict`."
     to = dict(device=controlnet.device, dtype=controlnet.dtype)
     condition = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(**to) / 255
-    embeds = embeds.to(**to).expand(len(latents), -1, -1)
+    states = states.to(**to).expand(len(latents), -1, -1)
     with torch.no_grad():
-        down, middle = controlnet(latents.to(**to), timestep, embeds, condition, scale, return_dict=False)
+        down, middle = controlnet(latents.to(**to), timestep, states, condition, scale, return_dict=False)
     back = dict(device=model.device, dtype=model.dtype)
     return dict(
         down_block_additional_residuals=tuple(row.to(**back) for row in down),
@@ -111,8 +112,8 @@ def _check_control(controlnet: ControlNetModel, pictures: np.ndarray, job: Job):
     if theirs != ours:
         raise ValueError(f"controlnet reads text states of {theirs} channels, {model.name} gives {ours}: {remedy}")
     shrinks = 2 ** (len(controlnet.config.conditioning_embedding_out_channels) - 1)
-    if shrinks != model.vae_scale:
-        needed = f"the VAE of {model.name} {model.vae_scale} times"
+    if shrinks != model.latent_scale:
+        needed = f"the VAE of {model.name} {model.latent_scale} times"
         raise ValueError(f"controlnet makes pictures {shrinks} times smaller, {needed}: {remedy}")
 
 # %% ../../nbs/baselines/03_text2video_zero.ipynb #404e52eb
@@ -151,7 +152,7 @@ class Text2VideoZero:
             pixels = np.arange(frames)[:, None] * np.asarray(self.motion, float)
         else:
             pixels = global_motion(job.flow) if frames > 1 else np.zeros((1, 2))
-        return torch.from_numpy(pixels / job.model.vae_scale).round().long()
+        return torch.from_numpy(pixels / job.model.latent_scale).round().long()
 
     def __call__(self, job: Job) -> Clip:
         "The edited clip."
@@ -162,29 +163,29 @@ class Text2VideoZero:
             _check_control(controlnet, pictures, job)
         memory, control = FrameMemory(("first",)), FrameMemory(("first",))
 
-        def predict(latents: torch.Tensor, timestep: int, embeds: torch.Tensor) -> torch.Tensor:
+        def under(latents: torch.Tensor, timestep: int, prompt: Prompt) -> Prediction:
             def conditioned(rows: slice) -> dict:
                 control.start = rows.start
-                return residuals(controlnet, pictures[rows], latents[rows], timestep, embeds, scale, model)
+                return residuals(controlnet, pictures[rows], latents[rows], timestep, prompt.states, scale, model)
 
             more = conditioned if controlnet else _nothing
-            return clip_noise(model, memory, blocks, latents, timestep, embeds, more)
+            return predict_clip(model, memory, blocks, latents, timestep, prompt, more)
 
         conditioning, timesteps = Conditioning.of(model, config), model.schedule.timesteps(config.num_inference_steps)
         guidance = model.guidance_scale if config.guidance_scale is None else config.guidance_scale
-        noise_at = lambda x, t: guided(lambda embeds: predict(x, t, embeds), conditioning, guidance)  # noqa: E731
+        predict = lambda x, t: guided(lambda prompt: under(x, t, prompt), conditioning, guidance)  # noqa: E731
         # Computed before the processors are installed, since other methods read the same trajectory.
         first = job.trajectory.at(timesteps[0], [0])
         with cross_frame(model.unet, memory), cross_frame(controlnet, control) if controlnet else nullcontext():
-            latents = self._start(job, first, timesteps, noise_at)
-            return job.decode(denoise(model, latents, timesteps, noise_at, None, job.progress))
+            latents = self._start(job, first, timesteps, predict)
+            return job.decode(denoise(model, latents, timesteps, predict, None, job.progress))
 
-    def _start(self, job: Job, first: torch.Tensor, timesteps: list[int], noise_at: Callable) -> torch.Tensor:
+    def _start(self, job: Job, first: torch.Tensor, timesteps: list[int], predict: Predict) -> torch.Tensor:
         "The noise `(f, c, h, w)` that all frames start from."
         if self.controlnet is not None:
             return first.expand(len(job.clip), -1, -1, -1)
         highest, lowest = timesteps[0], max(timesteps[0] - self.fall, 0)
-        fallen = denoise(job.model, first, [timestep for timestep in timesteps if timestep > lowest], noise_at, lowest)
+        fallen = denoise(job.model, first, [timestep for timestep in timesteps if timestep > lowest], predict, lowest)
         generator, level = torch.Generator().manual_seed(job.config.seed), job.model.schedule.level
         moved = translate(fallen, self.cells(job)[1:])
         return torch.cat([first, add_noise(moved, level(lowest), level(highest), generator)])

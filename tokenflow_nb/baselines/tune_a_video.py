@@ -21,11 +21,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..arguments import check_fields, number, whole
-from ..attention import self_attentions
+from ..backbones.unet import self_attentions
 from .job import Job
 from ..clip import Clip
 from ..denoiser import Conditioning
-from ..inversion import climb, denoise, inversion_grid
+from ..inversion import invert_steps, denoise, inversion_grid
 from ..keyframes import frame_attention
 from ..locks import lock_of
 from ..model import Blocks, Model, ModelError, NoiseSchedule
@@ -157,18 +157,14 @@ def denoising_loss(
     video: VideoUNet,
     schedule: NoiseSchedule,
     latents: torch.Tensor,  # (f, c, h, w), clean
-    embeds: torch.Tensor,  # (1, tokens, c)
+    states: torch.Tensor,  # (1, tokens, c) of the source prompt
     timestep: int,
     noise: torch.Tensor,  # (f, c, h, w)
 ) -> torch.Tensor:
     "Mean squared error of the UNet's prediction for noisy latents: a scalar with a gradient."
-    level = schedule.level(timestep)
-    target = noise
-    if schedule.prediction_type == "v_prediction":
-        target = level**0.5 * noise - (1 - level) ** 0.5 * latents
-    noised = level**0.5 * latents + (1 - level) ** 0.5 * noise
-    device, video.memory.start = video.unet.device, 0
-    output = video.unet(noised.to(device), timestep, embeds.float().expand(len(latents), -1, -1), return_dict=False)[0]
+    mixture, device, video.memory.start = Prediction(latents, noise), video.unet.device, 0
+    noised, target = mixture.at(schedule.level(timestep)), schedule.target(mixture, timestep)
+    output = video.unet(noised.to(device), timestep, states.float().expand(len(latents), -1, -1), return_dict=False)[0]
     return nn.functional.mse_loss(output, target.to(device))
 
 
@@ -176,7 +172,7 @@ def tune(
     video: VideoUNet,
     schedule: NoiseSchedule,
     latents: torch.Tensor,  # (f, c, h, w) of the clip, clean
-    embeds: torch.Tensor,  # (1, tokens, c) of the source prompt
+    states: torch.Tensor,  # (1, tokens, c) of the source prompt
     steps: int,
     rate: float,
     window: int = 24,  # frames that are tuned together
@@ -190,7 +186,7 @@ def tune(
     for timestep in tqdm(_spread_timesteps(schedule, steps, generator), desc="tune", unit="step", disable=not progress):
         start = int(torch.randint(len(latents) - length + 1, (), generator=generator))
         clean = latents[start : start + length]
-        loss = denoising_loss(video, schedule, clean, embeds, timestep, torch.randn(clean.shape, generator=generator))
+        loss = denoising_loss(video, schedule, clean, states, timestep, torch.randn(clean.shape, generator=generator))
         if not torch.isfinite(loss):
             raise ModelError(f"the loss is {loss.item()} at tuning step {len(losses) + 1}: give a rate below {rate:g}")
         optimiser.zero_grad()
@@ -205,38 +201,35 @@ def _spread_timesteps(schedule: NoiseSchedule, steps: int, generator: torch.Gene
     # Multiples of the golden section cover the schedule evenly even if they are few. Independent draws leave gaps.
     golden = (math.sqrt(5) - 1) / 2
     places = (torch.rand((), generator=generator, dtype=torch.float64) + golden * torch.arange(steps)) % 1
-    return (places * schedule.scheduler.config.num_train_timesteps).long().tolist()
+    return (places * schedule.length).long().tolist()
 
 # %% ../../nbs/baselines/02_tune_a_video.ipynb #20e94cc7
-def clip_noise(
+def predict_clip(
     model: Model,
     memory: FrameMemory,  # of the attention installed in the model's UNet
     blocks: Blocks,
     latents: torch.Tensor,  # (f, c, h, w) of all frames
     timestep: int,
-    embeds: torch.Tensor,  # (1, tokens, c)
-    unet_kwargs: Callable[[slice], dict] = lambda rows: {},  # more arguments of the UNet, for a block of frames
-) -> torch.Tensor:
-    "The noise `(f, c, h, w)` that the model predicts with one prompt, one block of frames after the other."
+    prompt: Prompt,
+    inputs: Callable[[slice], dict] = lambda rows: {},  # more arguments of the UNet, for a block of frames
+) -> Prediction:
+    "What the model predicts with one prompt, one block of frames after the other."
 
-    def work(rows: slice) -> torch.Tensor:
+    def work(rows: slice) -> Prediction:
         memory.start = rows.start
-        return model.predict(latents[rows], timestep, embeds, **unet_kwargs(rows))
+        return model.predict(latents[rows], timestep, prompt, **inputs(rows))
 
-    return torch.cat(list(blocks.map(work, len(latents))))
+    return Prediction.join(list(blocks.map(work, len(latents))))
 
 
 def guided(
-    noise_under: Callable[[torch.Tensor], torch.Tensor],  # embeds -> noise
+    under: Callable[[Prompt], Prediction],
     conditioning: Conditioning,
     scale: float,  # 1: no guidance, and the negative prompt is not evaluated
-) -> torch.Tensor:
-    "The noise by classifier-free guidance."
-    positive = noise_under(conditioning.positive)
-    if scale == 1:
-        return positive
-    negative = noise_under(conditioning.negative)
-    return negative + scale * (positive - negative)
+) -> Prediction:
+    "The prediction by classifier-free guidance."
+    positive = under(conditioning.positive)
+    return positive if scale == 1 else under(conditioning.negative).towards(positive, scale)
 
 # %% ../../nbs/baselines/02_tune_a_video.ipynb #7fe03203
 _WAY = 0.015  # steps × rate: 500 steps of 3e-5, as in the published program
@@ -273,7 +266,7 @@ class TuneAVideo:
     def tuned(self, job: Job) -> VideoUNet:
         "The inflated copy, tuned on the job's clip."
         model, seed, video = job.model, job.config.seed, VideoUNet(job.model.unet, job.config.seed)
-        source = model.embed(job.config.source_prompt)
+        source = model.embed(job.config.source_prompt).states
         tune(video, model.schedule, job.encode(), source, *self.plan(model), self.window, seed, job.progress)
         return video.to(model.dtype)
 
@@ -285,13 +278,13 @@ class TuneAVideo:
         scale = model.guidance_scale if config.guidance_scale is None else config.guidance_scale
         windows = Blocks(math.ceil(len(job.clip) / math.ceil(len(job.clip) / self.window)))  # of about equal length
 
-        def noise_under(latents: torch.Tensor, timestep: int) -> Callable[[torch.Tensor], torch.Tensor]:
-            return lambda embeds: clip_noise(model, video.memory, windows, latents, timestep, embeds)
+        def under(latents: torch.Tensor, timestep: int) -> Callable[[Prompt], Prediction]:
+            return lambda prompt: predict_clip(model, video.memory, windows, latents, timestep, prompt)
 
         visited, _ = inversion_grid(model, config.num_inference_steps, config.inversion_steps)
         visited = [timestep for timestep in visited if timestep <= timesteps[0]]
-        steps = climb(model, job.encode(), visited, lambda x, t: noise_under(x, t)(conditioning.source))
+        steps = invert_steps(model, job.encode(), visited, lambda x, t: under(x, t)(conditioning.source))
         for _, latents in tqdm(steps, total=len(visited), desc="invert", unit="step", disable=not job.progress):
             pass  # sampling starts from the last latents
-        noise_at = lambda x, t: guided(noise_under(x, t), conditioning, scale)  # noqa: E731
-        return job.decode(denoise(model, latents, timesteps, noise_at, None, job.progress))
+        predict = lambda x, t: guided(under(x, t), conditioning, scale)  # noqa: E731
+        return job.decode(denoise(model, latents, timesteps, predict, None, job.progress))

@@ -20,7 +20,7 @@ import torch
 from ..arguments import choice, refuse
 from ..attention import Injection
 from ..fingerprint import fingerprint
-from ..model import Model
+from ..backbones.base import Model
 from ..settings import check_settings, short_name
 from ..trajectory import Excerpt, Trajectory
 
@@ -69,8 +69,8 @@ class Editor:
         "The latents `(f, c, h, w)` of the step's frames to start from. Called for a block of frames at a time."
         return step.source_latents
 
-    def unet_kwargs(self, step: Step) -> dict:
-        """Further arguments of the UNet, a ControlNet's residuals for instance. The step's `latents` are the whole
+    def network_inputs(self, step: Step) -> dict:
+        """Further arguments of the model's network, a ControlNet's residuals for instance. The step's `latents` are the whole
         batch, `(branches · f, c, h, w)`: its frames in each of its branches."""
         return {}
 

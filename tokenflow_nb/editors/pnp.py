@@ -23,8 +23,8 @@ class PlugAndPlay(Editor):
     name, summary = "pnp", "keeps the layout"
 
     def injection(self, step: Step) -> Injection:
-        layers = step.model.backbone
+        layers = step.model.injectable
         return Injection(
-            attention=frozenset(layers.attention if step.index < int(step.count * self.attention) else ()),
-            features=frozenset(layers.features if step.index < int(step.count * self.features) else ()),
+            attention=layers.attention if step.index < int(step.count * self.attention) else (),
+            features=layers.features if step.index < int(step.count * self.features) else (),
         )

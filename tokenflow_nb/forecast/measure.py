@@ -53,15 +53,15 @@ def _cost(work: Callable, frames: int, first: PeakMemory, clock: Callable[[], fl
     return Cost(min(seconds) / frames, (memory.before + memory.bytes - first.before) / frames)
 
 # %% ../../nbs/forecast/01_measure.ipynb #2f1ea7fa
-def _joint_pass(model: Model, latents: torch.Tensor, embeds: torch.Tensor) -> tuple[int, int]:
+def _joint_pass(model: Model, latents: torch.Tensor, prompt: Prompt) -> tuple[int, int]:
     "Bytes of `Costs.tokens` and `Costs.recorded`, seen in a pass in which all frames attend to each other."
-    features, sizes = model.backbone.features, {}
+    features, sizes = model.injectable.features, {}
 
     def see(layer: str, side: str, rows: dict[str, torch.Tensor], frames: object) -> None:
         sizes[layer] = len(rows["positive"][0]), rows["positive"][0].nbytes
 
-    with installed(model.unet, Context(joint=True, watch=see), features):
-        model.predict(latents, 1, embeds)
+    with model.installed(Context(joint=True, watch=see)):
+        model.predict(latents, 1, prompt)
     tokens = {layer: size for layer, size in sizes.items() if layer not in features}
     fields = sum(4 * count for count, _ in tokens.values())  # for each token two indices of two bytes
     return sum(size for _, size in tokens.values()), fields + sum(sizes[layer][1] for layer in features)
@@ -73,16 +73,16 @@ BLOCK, SECONDS = 8, 1.0  # frames that are measured together, if that takes no l
 def measure(model: Model, size: tuple[int, int], clock: Callable[[], float] = time.perf_counter) -> Costs:
     "The `Costs` of frames of this height and width, from a block through the UNet, alone and jointly, and the VAE."
     cost = partial(_cost, first=PeakMemory(model.device), clock=clock)
-    embeds, picture = model.embed(""), np.zeros((1, *size, 3), np.uint8)
+    prompt, picture = model.embed(""), np.zeros((1, *size, 3), np.uint8)
     latents = model.encode(picture)
     encode, decode = cost(lambda: model.encode(picture), 1), cost(lambda: model.decode(latents), 1)
-    row, pair = cost(lambda: model.predict(latents, 1, embeds), 1), 0.0
+    row, pair = cost(lambda: model.predict(latents, 1, prompt), 1), 0.0
     count = int(min(BLOCK, SECONDS / max(row.seconds, 1e-9), free_memory(model.device) / max(4 * row.bytes, 1)))
     if count > 1:
         block = latents.expand(count, -1, -1, -1)
-        row = cost(lambda: model.predict(block, 1, embeds), count)
-        pair = max(0.0, cost(lambda: _joint_pass(model, block, embeds), count).seconds - row.seconds) / (count - 1)
-    return Costs(row, encode, decode, pair, *_joint_pass(model, latents, embeds))
+        row = cost(lambda: model.predict(block, 1, prompt), count)
+        pair = max(0.0, cost(lambda: _joint_pass(model, block, prompt), count).seconds - row.seconds) / (count - 1)
+    return Costs(row, encode, decode, pair, *_joint_pass(model, latents, prompt))
 
 # %% ../../nbs/forecast/01_measure.ipynb #bf046ddc
 _KNOWN: dict[tuple, Costs] = {}
@@ -90,7 +90,8 @@ _KNOWN: dict[tuple, Costs] = {}
 
 def _key(model: Model, size: tuple[int, int]) -> tuple:
     "What the costs depend on."
-    return digest(dict(model.unet.config), dict(model.vae.config)), str(model.device), str(model.dtype), tuple(size)
+    shapes = [tuple(each.shape) for part in model.parts if isinstance(part, torch.nn.Module) for each in part.parameters()]
+    return digest(model.name, shapes), str(model.device), str(model.dtype), tuple(size)
 
 
 def known_costs(model: Model, size: tuple[int, int]) -> Costs | None:
@@ -113,7 +114,7 @@ def learn(
 ) -> None:
     "Corrects the known costs by the seconds that an edit took. What they say of memory stays."
     if (known := known_costs(model, size)) is None:
-        latents = torch.zeros(1, model.vae.config.latent_channels, *(side // model.vae_scale for side in size))
+        latents = torch.zeros(1, model.latent_channels, *(side // model.latent_scale for side in size))
         known = Costs(Cost(), Cost(seconds=0.0), Cost(), 0.0, *_joint_pass(model, latents, model.embed("")))
     work = count_work(frames, config, is_guided(config, model), execution)
     row = known.row._replace(seconds=timings["edit"] / (work.keyframes + work.frames))

@@ -103,7 +103,7 @@ def _stages(
     row, rows = costs.row, min(execution.block_size, frames)
     on_cpu, joint = model.device.type == "cpu", max(work.passes, default=0)
     branches = 1 if on_cpu else 3 if work.guided else 2  # at once
-    latents = 4 * model.vae.config.latent_channels * math.prod(side // model.vae_scale for side in size)  # of a frame
+    latents = 4 * model.latent_channels * math.prod(side // model.latent_scale for side in size)  # of a frame
     here, pictures = on_cpu * frames * latents, math.prod((frames, *size, 3))
     held = on_cpu * (32 << 20)  # freed memory that the process does not give back, about
     file = pictures if pictures > FRAMES_IN_MEMORY else 0

@@ -24,7 +24,6 @@ from ..edit import Edit, EditError
 from ..features import colours, find_layer, list_layers, pca, record
 from ..config import EditConfig
 from ..editors import Editor
-from ..model import predicted_clean
 from .base import Busy, Cache, Note, Panel, Player, Strip, Worker
 from .base import encode_film, encode_png, escape, in_words, its_turn, setting_widget
 from ..settings import short_name
@@ -34,15 +33,15 @@ from ..store import Store
 def clean_from_step(
     before: torch.Tensor,  # latents before a DDIM step
     after: torch.Tensor,  # and after it
-    level_before: float,  # ᾱ before the step
-    level_after: float,  # ᾱ after it
+    level: Level,  # before the step
+    level_after: Level,
 ) -> torch.Tensor:
     "The clean latents x̂₀ that the model predicted in a step. Raises `ValueError` if both noise levels are equal."
-    angle, angle_after = math.acos(level_before**0.5), math.acos(level_after**0.5)
-    if abs(angle - angle_after) < 1e-4:
-        levels = f"ᾱ={level_before:g} before and {level_after:g} after the step"
+    apart = level.sigma * level_after.alpha - level_after.sigma * level.alpha
+    if abs(apart) < 1e-4:
+        levels = f"σ={level.sigma:g} before and {level_after.sigma:g} after the step"
         raise ValueError(f"{levels}: without a change of level x̂₀ cannot be computed")
-    return (math.sin(angle) * after - math.sin(angle_after) * before) / math.sin(angle - angle_after)
+    return (level.sigma * after - level_after.sigma * before) / apart
 
 # %% ../../nbs/panels/02_denoise.ipynb #4a413b37
 @dataclass(eq=False)
@@ -80,8 +79,7 @@ class Branch:
         if type(edit.editor).after_step is Editor.after_step and levels[0] != levels[1]:
             return clean_from_step(before, after, *levels)
         guided = edit.config.guided(step)
-        noise = edit.denoiser.noise(edit.at(step, latents=before), edit.keyframes[step], guided=guided)
-        return predicted_clean(before, noise, levels[0])
+        return edit.denoiser.predict(edit.at(step, latents=before), edit.keyframes[step], guided=guided).clean
 
     def keyframes(self, position: int) -> list[int]:
         "The frames that were keyframes in the step that led to a position."
@@ -112,8 +110,8 @@ def injected_steps(edit: Edit) -> dict[str, int]:
 
 
 def noise_levels(edit: Edit) -> list[float]:
-    "√(1 − ᾱ) at each position: one value more than steps."
-    return [(1 - edit.model.schedule.level(timestep)) ** 0.5 for timestep in (*edit.timesteps, None)]
+    "σ at each position: one value more than steps."
+    return [edit.model.schedule.level(timestep).sigma for timestep in (*edit.timesteps, None)]
 
 # %% ../../nbs/panels/02_denoise.ipynb #0ab19b07
 def schedule_text(levels: list[float], position: int, injected: dict[str, int]) -> str:
@@ -326,9 +324,9 @@ def feature_pictures(
 
 def layer_names(edit: Edit) -> tuple[list[str], str]:
     "The names of all layers, and the first one to show: the input of the last attention with plug-and-play injection."
-    height, width = (side * edit.model.vae_scale for side in edit.latents.shape[2:])
+    height, width = (side * edit.model.latent_scale for side in edit.latents.shape[2:])
     layers = list_layers(edit.model, (height, width))
-    return [layer.name for layer in layers], find_layer(f"{edit.model.backbone.attention[-1]}:input", layers).name
+    return [layer.name for layer in layers], find_layer(f"{edit.model.injectable.attention[-1]}:input", layers).name
 
 # %% ../../nbs/panels/02_denoise.ipynb #57a56d6b
 def branch_film(state: DenoiseState, branch: Branch, kind: str, missing: bytes | None = None) -> list[bytes | None]:
@@ -471,7 +469,7 @@ class DenoisePanel(Panel):
         self.layer = ipywidgets.Dropdown(options=names, value=layer, description="Layer", style=_TIGHT)
         self.features.layout, self.layer.layout = dict(width="auto"), dict(width="auto", max_width="100%")
         self._source = encode_film(edit.clip.frames) if edit.clip else []
-        height, width = (side * edit.model.vae_scale for side in edit.latents.shape[2:])
+        height, width = (side * edit.model.latent_scale for side in edit.latents.shape[2:])
         self._grey = encode_png(np.full((height, width, 3), 128, np.uint8))
         self._painting, self._painted = threading.RLock(), 0.0
         choice = ipywidgets.HBox([self.features, self.layer], layout=_ROW)

@@ -192,13 +192,13 @@ class ShardDenoiser(Denoiser):
         keyframes: torch.Tensor,  # (k,) ascending frame indices, of the whole clip
         watch: Callable | None = None,
         guided: bool = True,
-    ) -> Iterator[tuple[slice, torch.Tensor]]:
-        "Rows and their guided noise, from the shard's first frame to its last."
+    ) -> Iterator[tuple[slice, Prediction]]:
+        "Rows and their guided prediction, from the shard's first frame to its last."
         plan, shard = self._plan(keyframes), self.ranks.own
         keyframes = keyframes - shard.frames.start
         own = keyframes[shard.keyframes.start : shard.keyframes.stop].tolist()
         context = Context(injection=self.editor.injection(step), guided=guided)
-        with installed(self.model.unet, context, self.model.backbone.features):
+        with self.model.installed(context):
             self.context = context
             if len(joint_groups(len(keyframes), self.max_joint_keyframes)) > 1:
                 self._meet(step, keyframes.tolist(), own)

@@ -84,11 +84,11 @@ def caption_gaps(model: Model, scenes: list[Scene], timestep: int = 980, seed: i
     frames = np.concatenate([scene.render(frames=1).frames for scene in scenes])
     clean, level = model.encode(frames), model.schedule.level(timestep)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
-    noisy = level**0.5 * clean + (1 - level) ** 0.5 * noise
+    noisy = Prediction(clean, noise).at(level)
     errors = {}
     for kind, texts in dict(right=[scene.caption for scene in scenes], **wrong_sentences(scenes)).items():
-        embeds = torch.cat([model.embed(text) for text in texts])
-        predicted = predicted_clean(noisy, model.predict(noisy, timestep, embeds), level)
+        prompt = Prompt.join([model.embed(text) for text in texts])
+        predicted = model.predict(noisy, timestep, prompt).clean
         errors[kind] = float((predicted - clean).pow(2).mean())
     return {kind: error - errors["right"] for kind, error in errors.items() if kind != "right"}
 
@@ -105,13 +105,11 @@ def paint(
     guidance = model.guidance_scale if guidance_scale is None else guidance_scale
     side = model.unet.config.sample_size
     latents = torch.randn(len(prompts), 4, side, side, generator=torch.Generator().manual_seed(seed))
-    positive = torch.cat([model.embed(prompt) for prompt in prompts])
-    negative = model.embed("").expand(len(prompts), -1, -1)
+    both = Prompt.join([model.embed("").expand(len(prompts)), *map(model.embed, prompts)])
     timesteps = model.schedule.timesteps(steps)
     for timestep, below in zip(timesteps, [*timesteps[1:], None]):
-        without, given = model.predict(torch.cat([latents] * 2), timestep, torch.cat([negative, positive])).chunk(2)
-        levels = model.schedule.level(timestep), model.schedule.level(below)
-        latents = ddim_move(latents, without + guidance * (given - without), *levels)
+        without, given = model.predict(torch.cat([latents] * 2), timestep, both).chunk(2)
+        latents = without.towards(given, guidance).at(model.schedule.level(below))
     return model.decode(latents)
 
 # %% ../../nbs/toy/07_evaluate.ipynb #354fa610
