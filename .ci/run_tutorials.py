@@ -65,7 +65,7 @@ def imported(cells: list[str]) -> list[Path]:
     "The modules of the package that code cells import, and those that these import, in the order of their names."
     plain = TransformerManager().transform_cell  # `%pip` and `!ls` as Python
     waiting = {module for cell in cells for module in imports(plain(cell), "")}
-    waiting |= {"tokenflow_nb.cli"} if any(re.search(r"^\s*!\s*tokenflow_nb", cell, re.M) for cell in cells) else set()
+    waiting |= {"tokenflow_nb.cli.command"} if any(re.search(r"^\s*!\s*tokenflow_nb", cell, re.M) for cell in cells) else set()
     found: dict[str, Path] = {}
     while waiting:
         name = waiting.pop()

@@ -16,15 +16,16 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import torch
 
-from tokenflow_nb.attention import TokenFlowAttention, self_attentions
-from tokenflow_nb.baselines import Job
-from tokenflow_nb.baselines.ablation import vae
-from tokenflow_nb.data import toy_benchmark
+from tokenflow_nb.attention import TokenFlowAttention
+from tokenflow_nb.backbones.load import load_model
+from tokenflow_nb.backbones.unet import self_attentions
+from tokenflow_nb.compare import Job
+from tokenflow_nb.compare.ablation import vae
+from tokenflow_nb.compare.data import toy_benchmark
 from tokenflow_nb.edit import EditConfig
-from tokenflow_nb.metrics import Evidence, consistency_recovered
-from tokenflow_nb.model import load_model
+from tokenflow_nb.measure.metrics import Evidence, consistency_recovered
+from tokenflow_nb.measure.report import measure
 from tokenflow_nb.propagation import blend
-from tokenflow_nb.report import measure
 from tokenflow_nb.store import Store
 
 FIGURES = ("warp_error", "ideal_inside", "background_psnr", "sharpness_kept")

@@ -23,11 +23,11 @@ JOBS = {  # name: frames, side in pixels, settings
 
 def compared(name: str, clock: str) -> dict:
     "Forecast and measurement of one job, in this process."
-    from tokenflow_nb.bench import CLOCKS, Preset, Subject, rendered, run_job
+    from tokenflow_nb.bench.bench import CLOCKS, Preset, Subject, rendered, run_job
     from tokenflow_nb.forecast.measure import measure
     from tokenflow_nb.forecast.plan import finite, forecast
-    from tokenflow_nb.memory import PeakMemory
-    from tokenflow_nb.model import load_model
+    from tokenflow_nb.support.memory import PeakMemory
+    from tokenflow_nb.backbones.load import load_model
     from tokenflow_nb.toy.world import Scene
 
     frames, side, settings = JOBS[name]
@@ -67,7 +67,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(compared(options.one, options.clock)))
         return
-    from tokenflow_nb.bench import machine
+    from tokenflow_nb.bench.bench import machine
 
     print(f"{machine('cpu')}; {options.clock} clock; planned / measured\n")
     print("| job | rows | measuring, s | by stage, s | seconds | | memory, MB | |\n|---|---|---|---|---|---|---|---|")

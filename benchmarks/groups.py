@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from tokenflow_nb import denoiser
-from tokenflow_nb.baselines import Job
-from tokenflow_nb.data import toy_benchmark
+from tokenflow_nb.backbones.load import load_model
+from tokenflow_nb.compare import Job
+from tokenflow_nb.compare.data import toy_benchmark
 from tokenflow_nb.edit import EditConfig
 from tokenflow_nb.keyframes import JointGroup, joint_groups
-from tokenflow_nb.metrics import masked_psnr, warp_error
-from tokenflow_nb.model import load_model
+from tokenflow_nb.measure.metrics import masked_psnr, warp_error
 from tokenflow_nb.store import Store
 
 Guests = Callable[[range, int], Iterable[int]]  # of a group's members among so many keyframes

@@ -16,9 +16,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from tokenflow_nb.attention import self_attentions
+from tokenflow_nb.backbones.base import Model
+from tokenflow_nb.backbones.load import load_model
+from tokenflow_nb.backbones.schedule import NoiseSchedule, ddim_move
+from tokenflow_nb.backbones.unet import self_attentions
 from tokenflow_nb.inversion import CORRECTIONS, Correction, denoise, inversion_grid, psnr
-from tokenflow_nb.model import Model, NoiseSchedule, ddim_move, load_model
 from tokenflow_nb.toy.world import Scene
 
 RANDOM = Path(__file__).parents[1] / "tests" / "reference"

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import torch
 
+from tokenflow_nb.backbones.load import load_model
 from tokenflow_nb.features import record
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.model import load_model
 from tokenflow_nb.panels.base import Worker
 from tokenflow_nb.panels.features import FeaturePanel
 from tokenflow_nb.store import Store

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokenflow_nb.model import load_model
+from tokenflow_nb.backbones.load import load_model
 from tokenflow_nb.store import Store
 
 # No deadline: these machines differ tenfold in speed, and a test here never asserts a time.

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tokenflow_nb import edit as room
-from tokenflow_nb.progress import drive
+from tokenflow_nb.support.progress import drive
 
 
 def run_kept(edit, store, **execution):

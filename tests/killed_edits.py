@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 import tokenflow_nb.edit as room
+from tokenflow_nb.backbones.load import load_model
 from tokenflow_nb.edit import edit_video
-from tokenflow_nb.model import load_model
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from tokenflow_nb.backbones.load import load_model
 from tokenflow_nb.clip import Clip
 from tokenflow_nb.edit import EditConfig
-from tokenflow_nb.model import load_model
 from tokenflow_nb.scale.shard import Ranks, cut_shards, joined, say, shard_edit
 from tokenflow_nb.store import Store
 

@@ -9,27 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-from tokenflow_nb.baselines import compare, external, make_methods
-from tokenflow_nb.baselines.atlas import LayeredAtlas
-from tokenflow_nb.baselines.patches import KeyframePatches, match_patches
-from tokenflow_nb.baselines.text2video_zero import Text2VideoZero
-from tokenflow_nb.baselines.tune_a_video import TuneAVideo
-from tokenflow_nb.bench import bench
-from tokenflow_nb.data import davis, load_pairs, toy_benchmark
-from tokenflow_nb.edit import Edit, EditConfig, edit_video, known_device
+from tokenflow_nb.backbones.base import Model
+from tokenflow_nb.bench.bench import bench
+from tokenflow_nb.compare import compare, external, make_methods
+from tokenflow_nb.compare.atlas import LayeredAtlas
+from tokenflow_nb.compare.data import davis, load_pairs, toy_benchmark
+from tokenflow_nb.compare.patches import KeyframePatches, match_patches
+from tokenflow_nb.compare.suite import run_suite
+from tokenflow_nb.compare.text2video_zero import Text2VideoZero
+from tokenflow_nb.compare.tune_a_video import TuneAVideo
 from tokenflow_nb.config import Execution, Reading
+from tokenflow_nb.edit import Edit, EditConfig, edit_video, known_device
 from tokenflow_nb.editors import Editor, PlugAndPlay, SDEdit, make_editor
 from tokenflow_nb.keyframes import intervals, joint_groups, keyframe_table
-from tokenflow_nb.metrics import Measure
-from tokenflow_nb.model import Model
-from tokenflow_nb.page import film_strip, report_page
-from tokenflow_nb.report import Case, Report, Row, bootstrap_interval, evaluate
+from tokenflow_nb.measure.metrics import Measure
+from tokenflow_nb.measure.page import film_strip, report_page
+from tokenflow_nb.measure.report import Case, Report, Row, bootstrap_interval, evaluate
 from tokenflow_nb.scale.jobs import EditJob, edit_many
 from tokenflow_nb.scale.shard import cut_shards, edit_sharded
 from tokenflow_nb.scale.workers import LocalExecutor
-from tokenflow_nb.settings import check_of
 from tokenflow_nb.store import digest
-from tokenflow_nb.suite import run_suite
+from tokenflow_nb.support.settings import check_of
 from tokenflow_nb.toy.world import Scene
 
 TEXTS = ("prompt", "source_prompt", "negative_prompt")
@@ -252,7 +252,7 @@ def test_compare_refuses_before_it_loads_a_model(clip, monkeypatch):
 
 
 def test_a_method_does_not_invert_for_an_interval_that_cannot_be(clip, model, store, monkeypatch):
-    from tokenflow_nb.baselines import Job
+    from tokenflow_nb.compare import Job
 
     monkeypatch.setattr(Model, "predict", lambda *_, **__: pytest.fail("the UNet was asked"))
     with pytest.raises(ValueError, match="keyframe_interval=9"):
@@ -274,7 +274,7 @@ def test_a_suite_refuses(arguments, tmp_path, monkeypatch):
     dict(scenes=0), dict(scenes=True), dict(lengths=(True,)), dict(growth_steps=1), dict(resolution=(64,)), dict(resolution=(128, 192)), dict(steps=0), dict(steps=600), dict(progress=1),
 ])
 def test_a_bench_refuses_before_it_measures(wrong, monkeypatch):
-    monkeypatch.setattr("tokenflow_nb.bench.matrix_rate", lambda *_: pytest.fail("something was measured"))
+    monkeypatch.setattr("tokenflow_nb.bench.bench.matrix_rate", lambda *_: pytest.fail("something was measured"))
     with pytest.raises(ValueError, match=next(iter(wrong)) if wrong.keys() != {"steps"} else "steps="):
         bench(**wrong)
 
@@ -350,7 +350,7 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_no_value_ends_in_a_raw_error(name, clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tokenflow_nb.suite.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("tokenflow_nb.compare.suite.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     for odd in ODD:
         try:
             CALLS[name](odd, clip)

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-import tokenflow_nb.store
+import tokenflow_nb.store.store
+from tokenflow_nb.backbones.base import Model
+from tokenflow_nb.backbones.load import load_model
+from tokenflow_nb.backbones.schedule import ModelError
 from tokenflow_nb.clip import Clip, read_clip, write_clip
 from tokenflow_nb.config import EditConfig, Execution
 from tokenflow_nb.edit import Edit, edit_video
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.model import Model, ModelError, load_model
 from tokenflow_nb.store import Store, StoreError
 from tokenflow_nb.toy.world import Scene
 
@@ -201,7 +203,7 @@ def test_a_folder_that_is_no_model(tmp_path):
 def test_pickled_weights_are_not_read(tmp_path):
     import shutil
 
-    from tokenflow_nb.model import TOY_FOLDER
+    from tokenflow_nb.backbones.load import TOY_FOLDER
 
     folder = tmp_path / "model"
     shutil.copytree(TOY_FOLDER, folder)
@@ -231,7 +233,7 @@ def test_a_full_disk_costs_nothing_that_was_there(edit, model, clip, tmp_path, m
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tokenflow_nb.store, "save_file", full)
+    monkeypatch.setattr(tokenflow_nb.store.store, "save_file", full)
     with pytest.raises(StoreError, match="TOKENFLOW_HOME|prune"):
         edit(clip, source_prompt="a blue star")
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -7,12 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenflow_nb.baselines.atlas import LayeredAtlas, fit_affine, fit_atlas, layer_motion, mask_from_motion, paint, where_seen
-from tokenflow_nb.baselines.job import Job
 from tokenflow_nb.clip import Clip
+from tokenflow_nb.compare.atlas import LayeredAtlas, fit_affine, fit_atlas, layer_motion, mask_from_motion, paint
+from tokenflow_nb.compare.atlas import where_seen
+from tokenflow_nb.compare.job import Job
 from tokenflow_nb.edit import EditConfig
-from tokenflow_nb.flow import Flow, estimate_flow
-from tokenflow_nb.metrics import masked_psnr
+from tokenflow_nb.measure.flow import Flow, estimate_flow
+from tokenflow_nb.measure.metrics import masked_psnr
 from tokenflow_nb.toy.world import Scene
 
 FRAMES, MIDDLE = 6, 3

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tokenflow_nb.baselines.external import external, find_result, matching_frames, read_pictures, retime, slug
-from tokenflow_nb.baselines.job import Job
 from tokenflow_nb.clip import Clip, ClipError, write_clip
+from tokenflow_nb.compare.external import external, find_result, matching_frames, read_pictures, retime, slug
+from tokenflow_nb.compare.job import Job
 from tokenflow_nb.edit import EditConfig
 
 LEVELS = 30  # between the brightness of one frame and the next, so that coding does not mix them up

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenflow_nb.baselines.job import Job
-from tokenflow_nb.baselines.patches import KeyframePatches, carried_positions, match_patches, vote
 from tokenflow_nb.clip import Clip
+from tokenflow_nb.compare.job import Job
+from tokenflow_nb.compare.patches import KeyframePatches, carried_positions, match_patches, vote
 from tokenflow_nb.edit import EditConfig
-from tokenflow_nb.flow import Flow, estimate_flow
-from tokenflow_nb.metrics import masked_psnr
+from tokenflow_nb.measure.flow import Flow, estimate_flow
+from tokenflow_nb.measure.metrics import masked_psnr
 from tokenflow_nb.toy.world import Scene
 
 

@@ -10,16 +10,16 @@ from diffusers import ControlNetModel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenflow_nb.attention import self_attentions
-from tokenflow_nb.baselines import text2video_zero
-from tokenflow_nb.baselines.job import Job
-from tokenflow_nb.baselines.text2video_zero import Text2VideoZero, add_noise, canny, global_motion, residuals, translate
-from tokenflow_nb.baselines.tune_a_video import FrameMemory, clip_noise, cross_frame
+from tokenflow_nb.backbones.unet import self_attentions
 from tokenflow_nb.clip import Clip
+from tokenflow_nb.compare import text2video_zero
+from tokenflow_nb.compare.job import Job
+from tokenflow_nb.compare.text2video_zero import Text2VideoZero, add_noise, canny, global_motion, residuals, translate
+from tokenflow_nb.compare.tune_a_video import FrameMemory, clip_noise, cross_frame
 from tokenflow_nb.config import EditConfig, Execution
-from tokenflow_nb.flow import Flow, estimate_flow
-from tokenflow_nb.model import Blocks
+from tokenflow_nb.measure.flow import Flow, estimate_flow
 from tokenflow_nb.store import Store
+from tokenflow_nb.support.memory import Blocks
 from tokenflow_nb.toy.world import Scene
 
 SCENE = Scene("star", "blue", "grass", centre=(64, 64), radius=24, pan=(3, 0))

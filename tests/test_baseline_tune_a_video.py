@@ -8,13 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenflow_nb.attention import self_attentions
-from tokenflow_nb.baselines.job import Job
-from tokenflow_nb.baselines.tune_a_video import (
-    CrossFrameAttention, FrameMemory, TemporalAttention, TuneAVideo, VideoUNet, clip_noise, cross_frame, denoising_loss, tune,
-)
+from tokenflow_nb.backbones.schedule import ModelError, NoiseSchedule
+from tokenflow_nb.backbones.unet import self_attentions
+from tokenflow_nb.compare.job import Job
+from tokenflow_nb.compare.tune_a_video import CrossFrameAttention, FrameMemory, TemporalAttention, TuneAVideo
+from tokenflow_nb.compare.tune_a_video import VideoUNet, clip_noise, cross_frame, denoising_loss, tune
 from tokenflow_nb.edit import EditConfig
-from tokenflow_nb.model import Blocks, ModelError, NoiseSchedule
+from tokenflow_nb.support.memory import Blocks
 from tokenflow_nb.toy.world import Scene
 
 SCENE = Scene("star", "blue", "grass", radius=30, velocity=(3, 0), spin=0.04)
@@ -139,7 +139,7 @@ def test_time_is_the_only_axis_of_temporal_attention(monkeypatch):
             for q, k, v in zip(*(part[:, place].chunk(2, -1) for part in (query, key, value)))
         ]
         assert torch.allclose(whole[:, place] - tokens[:, place], attention.to_out(torch.cat(heads, -1)), atol=1e-5)
-    monkeypatch.setattr("tokenflow_nb.baselines.tune_a_video._PLACES", 3)
+    monkeypatch.setattr("tokenflow_nb.compare.tune_a_video._PLACES", 3)
     assert torch.allclose(attention(tokens), whole, atol=1e-6)
 
 

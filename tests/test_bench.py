@@ -8,17 +8,18 @@ import signal
 import pytest
 import torch
 
-from tokenflow_nb import cli
 from tokenflow_nb.attention import TokenFlowAttention
-from tokenflow_nb.bench import PRESETS, Preset, Run, Subject, bench, by_length, growth_table, operations, rendered, run_apart, run_job, run_order, sd_subjects, table
+from tokenflow_nb.backbones.untrained import _Untrained, random_model
+from tokenflow_nb.bench.bench import PRESETS, Preset, Run, Subject, bench, by_length, growth_table, operations
+from tokenflow_nb.bench.bench import rendered, run_apart, run_job, run_order, sd_subjects, table
+from tokenflow_nb.cli import command as cli
+from tokenflow_nb.compare.written_out import WrittenOutAttention
 from tokenflow_nb.config import EditConfig, Execution
 from tokenflow_nb.edit import Edit
+from tokenflow_nb.forecast.work import count_work
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.toy.evaluate import EditCase
 from tokenflow_nb.toy.world import Scene
-from tokenflow_nb.untrained import _Untrained, random_model
-from tokenflow_nb.forecast.work import count_work
-from tokenflow_nb.written_out import WrittenOutAttention
 
 SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3))
 TINY = dict(  # SD 2.1 with thin layers: the same blocks, names and heads
@@ -75,7 +76,7 @@ def test_what_is_not_recorded_is_no_stage(subject):
 def test_the_published_preset_computes_channels_first(subject, monkeypatch):
     seen = []
     layout = lambda: subject.model.unet.conv_in.weight.is_contiguous()  # noqa: E731
-    monkeypatch.setattr("tokenflow_nb.bench.invert", lambda *args: seen.append(layout()) or (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("tokenflow_nb.bench.bench.invert", lambda *args: seen.append(layout()) or (_ for _ in ()).throw(KeyboardInterrupt))
     for preset in ("default", "published"):
         with pytest.raises(KeyboardInterrupt):
             run_job(subject, PRESETS[preset], 2)
@@ -140,7 +141,7 @@ def test_a_preset_that_does_not_fit_is_told(monkeypatch):
     def full(*arguments, **named):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr("tokenflow_nb.bench.bench_preset", full)
+    monkeypatch.setattr("tokenflow_nb.bench.bench.bench_preset", full)
     told = bench(presets=["published"], frames=2, lengths=(), resolution=(64, 64))
     assert told.failed == ("published: out of memory with 2 frames",) and "out of memory" in str(told)
 
@@ -152,15 +153,15 @@ def killed(*arguments):
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
 def test_a_length_whose_process_is_killed_costs_its_row(monkeypatch):
     asked = []
-    monkeypatch.setattr("tokenflow_nb.bench._run_here", killed)
-    monkeypatch.setattr("tokenflow_nb.bench.run_apart", lambda *about: asked.append(about) or run_apart(*about))
+    monkeypatch.setattr("tokenflow_nb.bench.bench._run_here", killed)
+    monkeypatch.setattr("tokenflow_nb.bench.bench.run_apart", lambda *about: asked.append(about) or run_apart(*about))
     told = bench(presets=["default"], frames=2, lengths=(4,), steps=2, resolution=(64, 64))
     assert len(told.lines) == len(told.failed) == 1 == len(asked) and told.runs == ()  # not asked at each turn
     assert "growth" in told.failed[0] and "SIGKILL" in told.failed[0] and "4 frames" in str(told)
 
 
 def test_each_length_is_measured_in_a_process_of_its_own_from_the_loaded_model(monkeypatch):
-    monkeypatch.setattr("tokenflow_nb.bench.run_job", None)  # of this process
+    monkeypatch.setattr("tokenflow_nb.bench.bench.run_job", None)  # of this process
     run = run_apart("toy", 3, steps=2, resolution=(64, 64))
     assert run.frames == 3 and run.edited is None and set(run.seconds) == {"invert", "record", "edit", "decode"}
     assert run.memory > 20e6  # with what the first job takes

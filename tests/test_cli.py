@@ -13,7 +13,7 @@ import av
 import pytest
 from PIL import Image
 
-from tokenflow_nb import cli
+from tokenflow_nb.cli import command as cli
 from tokenflow_nb.edit import edit_video
 
 
@@ -171,7 +171,7 @@ def test_an_unknown_model_gets_the_nearest_name(run, clip_file, tmp_path):
     ],
 )
 def test_evaluate_names_what_is_valid_before_anything_is_loaded(run, monkeypatch, tmp_path, argv, says):
-    from tokenflow_nb import suite
+    from tokenflow_nb.compare import suite
 
     monkeypatch.setattr(suite, "load_model", lambda *_: pytest.fail("a model was loaded"))
     assert says in failure(run("evaluate", *argv, "--processes", "1"))
@@ -184,8 +184,8 @@ def test_evaluate_lists_methods_and_metrics(run):
 
 
 def test_evaluate_makes_every_method_unless_some_are_named(run, cache, monkeypatch):
-    from tokenflow_nb import suite
-    from tokenflow_nb.baselines import METHODS
+    from tokenflow_nb.compare import suite
+    from tokenflow_nb.compare import METHODS
 
     def stop(cases, methods, *_, **__):
         assert list(methods) == list(METHODS) and all(callable(method) for method in methods.values())
@@ -239,7 +239,7 @@ def test_the_console_script_returns_the_code():
     command = (
         [str(script)]
         if script.exists()
-        else [sys.executable, "-c", "import sys; from tokenflow_nb.cli import main; sys.exit(main())"]
+        else [sys.executable, "-c", "import sys; from tokenflow_nb.cli.command import main; sys.exit(main())"]
     )
     done = subprocess.run(
         [*command, "edit", "nowhere.mp4", "gold"], capture_output=True, text=True, stdin=subprocess.DEVNULL

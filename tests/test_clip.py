@@ -1,4 +1,4 @@
-"What `nbs/00_clip.ipynb` cannot hold: files of many kinds, made here with ffmpeg, and every row of bad input."
+"What `nbs/01_clip.ipynb` cannot hold: files of many kinds, made here with ffmpeg, and every row of bad input."
 
 import os
 import subprocess

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenflow_nb.data import Pair, davis, load_pairs, toy_benchmark
-from tokenflow_nb.report import evaluate
+from tokenflow_nb.compare.data import Pair, davis, load_pairs, toy_benchmark
+from tokenflow_nb.measure.report import evaluate
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import MATERIALS, Scene, held_out
 

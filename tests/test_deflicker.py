@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from tokenflow_nb.clip import Clip, ClipError
-from tokenflow_nb.deflicker import deflicker
 from tokenflow_nb.edit import edit_video
-from tokenflow_nb.flow import Flow, estimate_flow
-from tokenflow_nb.metrics import sharpness, warp_error
-from tokenflow_nb.report import Case
+from tokenflow_nb.measure.deflicker import deflicker
+from tokenflow_nb.measure.flow import Flow, estimate_flow
+from tokenflow_nb.measure.metrics import sharpness, warp_error
+from tokenflow_nb.measure.report import Case
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 

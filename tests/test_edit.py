@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from tokenflow_nb.attention import Context, Injection, installed, self_attentions
+from tokenflow_nb.attention import Context, Injection
+from tokenflow_nb.backbones.base import installed
+from tokenflow_nb.backbones.load import load_model
+from tokenflow_nb.backbones.schedule import ModelError
+from tokenflow_nb.backbones.unet import STABLE_DIFFUSION, self_attentions
 from tokenflow_nb.clip import Clip, read_clip
 from tokenflow_nb.config import EditConfig, Execution, split_options
 from tokenflow_nb.edit import Edit, EditError, edit_video
 from tokenflow_nb.editors import Editor
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.model import STABLE_DIFFUSION, ModelError, load_model
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 
@@ -260,7 +263,7 @@ def test_the_sources_size_is_restored_when_asked(model, store):
 
 def test_an_epsilon_model_beside_the_v_model(model, store, clip):
     "The same weights read as a noise predictor paint something else, but everything runs and stays finite."
-    from tokenflow_nb.model import NoiseSchedule
+    from tokenflow_nb.backbones.schedule import NoiseSchedule
 
     assert model.schedule.prediction_type == "v_prediction"
     epsilon = replace(model, schedule=NoiseSchedule(model.schedule.config | dict(prediction_type="epsilon")))

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from tokenflow_nb.attention import self_attentions
+from tokenflow_nb.backbones.load import load_model
+from tokenflow_nb.backbones.unet import self_attentions
 from tokenflow_nb.config import EditConfig, Execution, split_options
 from tokenflow_nb.edit import Edit
 from tokenflow_nb.features import FeatureError, align, colours, find_layer, list_layers, pca, pca_clip, record
 from tokenflow_nb.inversion import Trajectory, invert
-from tokenflow_nb.model import load_model
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 

@@ -14,17 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenflow_nb import bench as benching
-from tokenflow_nb import cli
+from tokenflow_nb.backbones.schedule import ModelError
+from tokenflow_nb.bench import bench as benching
+from tokenflow_nb.cli import command as cli
 from tokenflow_nb.clip import Clip, read_clip
+from tokenflow_nb.compare.suite import SuiteError, run_suite, write_report
 from tokenflow_nb.edit import Edit, EditConfig, EditError, EditResult, edit_video
-from tokenflow_nb.files import FILMS, film_and_record, replaced, writable_target, write_json, write_text
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.metrics import Measure
-from tokenflow_nb.model import ModelError
-from tokenflow_nb.page import _svg, _trade_off, report_page
-from tokenflow_nb.report import Case, Report, Row, evaluate
-from tokenflow_nb.suite import SuiteError, run_suite, write_report
+from tokenflow_nb.measure.metrics import Measure
+from tokenflow_nb.measure.page import _svg, _trade_off, report_page
+from tokenflow_nb.measure.report import Case, Report, Row, evaluate
+from tokenflow_nb.support.files import FILMS, film_and_record, replaced, writable_target, write_json, write_text
 from tokenflow_nb.toy.evaluate import save_sheet
 from tokenflow_nb.toy.world import Scene
 
@@ -60,7 +60,7 @@ def failing(monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tokenflow_nb.files.os.replace", full)
+    monkeypatch.setattr("tokenflow_nb.support.files.os.replace", full)
 
 
 def measured() -> benching.Bench:
@@ -234,9 +234,9 @@ def test_frames_from_a_folder_have_no_sound_and_no_warning(tmp_path, result):
 
 
 def test_a_suite_keeps_the_frames_where_the_film_cannot_be_written(tmp_path, monkeypatch):
-    from tokenflow_nb import suite
+    from tokenflow_nb.compare import suite
     from tokenflow_nb.clip import ClipError
-    from tokenflow_nb.data import toy_benchmark
+    from tokenflow_nb.compare.data import toy_benchmark
 
     def no_film(*_, **__):
         raise ClipError("no encoder")
@@ -387,7 +387,7 @@ def test_a_case_named_so_is_evaluated(clip):
     ids=" ".join,
 )
 def test_bad_input_has_code_2_and_one_line(argv, clip_file, tmp_path, monkeypatch, capsys):
-    from tokenflow_nb.model import Model
+    from tokenflow_nb.backbones.base import Model
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Model, "predict", lambda *_, **__: pytest.fail("the UNet was asked"))

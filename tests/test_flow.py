@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenflow_nb.clip import Clip, ClipError
-from tokenflow_nb.flow import Flow, estimate_flow, visible_by_flow, warp
+from tokenflow_nb.measure.flow import Flow, estimate_flow, visible_by_flow, warp
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 
@@ -113,7 +113,7 @@ except RuntimeError:
     except Exception as error:
         print(f"torchvision cannot be imported here: {error}"); sys.exit(77)
 import numpy as np
-from tokenflow_nb.flow import Flow, RaftFlow, estimate_flow
+from tokenflow_nb.measure.flow import Flow, RaftFlow, estimate_flow
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 torch.manual_seed(0)
@@ -141,12 +141,12 @@ def test_without_torchvision_raft_says_what_to_install(monkeypatch):
 
 
 def test_no_module_imports_torchvision_or_torchmetrics_by_itself():
-    program = "import sys, tokenflow_nb.flow; sys.exit(bool({'torchvision', 'torchmetrics'} & set(sys.modules)))"
+    program = "import sys, tokenflow_nb.measure.flow; sys.exit(bool({'torchvision', 'torchmetrics'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def test_a_truth_of_another_size_is_refused():
-    from tokenflow_nb.metrics import warp_error
+    from tokenflow_nb.measure.metrics import warp_error
 
     with pytest.raises(ValueError, match="do not belong together"):
         warp_error(np.zeros((4, 32, 32, 3), np.uint8), Scene.random(0).truth(4, size=64))

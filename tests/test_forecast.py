@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tokenflow_nb import memory
-from tokenflow_nb.bench import rows_counted
+from tokenflow_nb.bench.bench import rows_counted
 from tokenflow_nb.clip import ClipError
 from tokenflow_nb.edit import EditConfig, edit_video
 from tokenflow_nb.forecast import measure as measuring
@@ -18,8 +17,9 @@ from tokenflow_nb.forecast.measure import Cost, Costs, costs_of, known_costs, le
 from tokenflow_nb.forecast.plan import finite, forecast, plan
 from tokenflow_nb.forecast.work import count_work, is_guided, joint_passes
 from tokenflow_nb.inversion import inversion_grid
-from tokenflow_nb.memory import PeakMemory, free_memory
 from tokenflow_nb.store import Store
+from tokenflow_nb.support import memory
+from tokenflow_nb.support.memory import PeakMemory, free_memory
 from tokenflow_nb.toy.world import Scene
 
 SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3))
@@ -115,7 +115,7 @@ def test_memory_is_what_the_formulas_say(model, found):
 
 
 def test_on_a_gpu_branches_are_together_and_latents_elsewhere(found):
-    from tokenflow_nb.untrained import random_model
+    from tokenflow_nb.backbones.untrained import random_model
 
     distant, config = random_model(device="meta"), EditConfig("a star")
     stages = by_part(forecast(24, (512, 512), config, distant, found, memory=1e12))

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from tokenflow_nb.backbones.base import Model
+from tokenflow_nb.backbones.schedule import NoiseSchedule, ddim_move
 from tokenflow_nb.inversion import CORRECTIONS, climb, denoise, invert, inverting
-from tokenflow_nb.model import Model, NoiseSchedule, ddim_move
 from tokenflow_nb.toy.world import Scene
 
 FOLDER, STEPS = Path(__file__).parent / "reference", 20

@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tokenflow_nb.backbones.load import MODELS
 from tokenflow_nb.clip import write_clip
 from tokenflow_nb.config import EditConfig
 from tokenflow_nb.edit import edit_video
-from tokenflow_nb.model import MODELS
 from tokenflow_nb.scale import jobs
-from tokenflow_nb.scale.jobs import EditJob, JobError, JobsFailed, LocalExecutor, Outcome, Outcomes, RayExecutor, WorkerLost, edit_many
+from tokenflow_nb.scale.jobs import EditJob, JobError, JobsFailed, LocalExecutor, Outcome, Outcomes, RayExecutor
+from tokenflow_nb.scale.jobs import WorkerLost, edit_many
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 

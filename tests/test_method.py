@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenflow_nb import propagation
+from tokenflow_nb.backbones.schedule import ddim_move
 from tokenflow_nb.denoiser import turns
 from tokenflow_nb.keyframes import intervals, joint_attention, joint_groups, keyframe_table
-from tokenflow_nb.model import Blocks, ddim_move
 from tokenflow_nb.propagation import RULES, make_plan, nearest, nearest_fields, normalise_keys
+from tokenflow_nb.support.memory import Blocks
 
 sizes, seeds = st.integers(1, 40), st.integers(0, 2**31)
 

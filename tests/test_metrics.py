@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenflow_nb import cli, metrics
+from tokenflow_nb.cli import command as cli; from tokenflow_nb.measure import metrics
 from tokenflow_nb.clip import Clip, ClipError
 from tokenflow_nb.edit import EditConfig, EditResult
-from tokenflow_nb.flow import Flow, estimate_flow
-from tokenflow_nb.metrics import METRICS, Case, ClipJudge, Evidence, Measure, masked_psnr, metric, sharpness, warp_error
-from tokenflow_nb.page import report_page
-from tokenflow_nb.report import Report, Row, bootstrap_interval, evaluate
+from tokenflow_nb.measure.flow import Flow, estimate_flow
+from tokenflow_nb.measure.metrics import METRICS, Case, ClipJudge, Evidence, Measure, masked_psnr, metric, sharpness
+from tokenflow_nb.measure.metrics import warp_error
+from tokenflow_nb.measure.page import report_page
+from tokenflow_nb.measure.report import Report, Row, bootstrap_interval, evaluate
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 
@@ -79,7 +80,7 @@ def test_warp_error_grows_strictly_with_flicker(cases, disturb, tmp_path):
 
 
 def metrics_flow(case, folder):
-    from tokenflow_nb.flow import estimate_flow
+    from tokenflow_nb.measure.flow import estimate_flow
 
     return estimate_flow(case.source, "dis", Store(folder))
 
@@ -459,7 +460,7 @@ def test_a_metric_that_fails_costs_no_other_its_number(cases, registry, function
 @pytest.mark.parametrize(
     ("register", "words"),
     [
-        (lambda: metric("brighter", name="ssim")(brightness), "metric 'ssim' is there already, tokenflow_nb.metrics.ssim: choose another name"),
+        (lambda: metric("brighter", name="ssim")(brightness), "metric 'ssim' is there already, tokenflow_nb.measure.metrics.ssim: choose another name"),
         (lambda: metric("two")(lambda edited, source: 0), "give a function of one Evidence"),
         (lambda: metric("none", name="none")(lambda: 0), "give a function of one Evidence"),
         (lambda: metric("no function")("brightness"), "give a function of one Evidence"),
@@ -482,7 +483,7 @@ def test_a_metric_of_another_shape_is_refused_in_one_line(registry, register, wo
 
 
 MODULE = '''
-from tokenflow_nb.metrics import metric
+from tokenflow_nb.measure.metrics import metric
 
 @metric("blueness of all", better="lower", digits=3)
 def blueness(evidence):
@@ -498,7 +499,7 @@ def fresh(tmp_path, registry, monkeypatch):
         info = tmp_path / "blue_metrics-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: blue-metrics\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[tokenflow_nb.metrics]\n" + "\n".join(points) + "\n")
+        (info / "entry_points.txt").write_text("[tokenflow_nb.measure.metrics]\n" + "\n".join(points) + "\n")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setattr(METRICS, "_complete", False)
 

@@ -14,25 +14,15 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from safetensors.torch import load_file
 from transformers.utils import logging
 
-import tokenflow_nb.model as model_module
+import tokenflow_nb.backbones.load as model_module
 from tokenflow_nb.attention import TokenFlowAttention
+from tokenflow_nb.backbones.base import Model
+from tokenflow_nb.backbones.load import MODELS, TOY_FOLDER, load_model, quiet_reading
+from tokenflow_nb.backbones.schedule import ModelError, NoiseSchedule, ddim_move, predicted_clean
+from tokenflow_nb.backbones.unet import STABLE_DIFFUSION, Backbone, decoder_layers
 from tokenflow_nb.edit import Edit, EditConfig, edit_video
-from tokenflow_nb.metrics import ClipJudge
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.model import (
-    MODELS,
-    STABLE_DIFFUSION,
-    TOY_FOLDER,
-    Backbone,
-    Model,
-    ModelError,
-    NoiseSchedule,
-    ddim_move,
-    decoder_layers,
-    load_model,
-    predicted_clean,
-    quiet_reading,
-)
+from tokenflow_nb.measure.metrics import ClipJudge
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.evaluate import paint
 from tokenflow_nb.toy.world import Scene
@@ -321,7 +311,7 @@ def test_a_schedule_that_ends_in_noise_alone_edits(toy, tmp_path, options):
 
 
 _LARGE_PAGES = """
-from tokenflow_nb.model import load_model
+from tokenflow_nb.backbones.load import load_model
 import torch
 load_model("toy", device="cpu")
 large, here = torch.ones(64 << 20, dtype=torch.uint8), False

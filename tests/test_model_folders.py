@@ -20,9 +20,10 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from tokenflow_nb.metrics import ClipJudge
-from tokenflow_nb.model import TOY_FOLDER, ModelError, load_model
-from tokenflow_nb.parts import _convert
+from tokenflow_nb.backbones.load import TOY_FOLDER, load_model
+from tokenflow_nb.backbones.parts import _convert
+from tokenflow_nb.backbones.schedule import ModelError
+from tokenflow_nb.measure.metrics import ClipJudge
 
 UNET, VAE, TEXT = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 WEIGHTS = (UNET, VAE, TEXT)
@@ -538,8 +539,9 @@ def hub(made, tmp_path_factory):
 _LOAD = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
-from tokenflow_nb.metrics import ClipJudge
-from tokenflow_nb.model import ModelError, load_model
+from tokenflow_nb.backbones.load import load_model
+from tokenflow_nb.backbones.schedule import ModelError
+from tokenflow_nb.measure.metrics import ClipJudge
 said = {}
 for name in sys.argv[1:]:
     try:

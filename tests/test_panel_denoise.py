@@ -10,11 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenflow_nb.backbones.schedule import ddim_move
 from tokenflow_nb.edit import Edit, EditConfig, EditError
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.model import ddim_move
 from tokenflow_nb.panels.base import Cache, Worker
-from tokenflow_nb.panels.denoise import Branch, DenoisePanel, DenoiseState, clean_from_step, decode_here, schedule_picture
+from tokenflow_nb.panels.denoise import Branch, DenoisePanel, DenoiseState, clean_from_step, decode_here
+from tokenflow_nb.panels.denoise import schedule_picture
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 

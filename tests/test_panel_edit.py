@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from tokenflow_nb import source
-from tokenflow_nb.forecast import measure
 from tokenflow_nb.clip import read_clip, write_clip
 from tokenflow_nb.config import Execution
 from tokenflow_nb.edit import Edit, edit_video, starting
+from tokenflow_nb.forecast import measure
 from tokenflow_nb.panels import EditPanel
 from tokenflow_nb.panels.base import Worker
-from tokenflow_nb.panels.edit import TOY_SCENE, EditState, Source, edit_code, keep_upload, open_source, toy_source, uploaded
-from tokenflow_nb.progress import drive
+from tokenflow_nb.panels.edit import TOY_SCENE, EditState, Source, edit_code, keep_upload, open_source, toy_source
+from tokenflow_nb.panels.edit import uploaded
 from tokenflow_nb.store import Store
+from tokenflow_nb.support.progress import drive
 from tokenflow_nb.toy.world import Scene
 
 SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3))

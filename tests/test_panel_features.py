@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from made_recording import made_recording
 
+from tokenflow_nb.backbones.load import load_model
 from tokenflow_nb.correspondence import Trace
 from tokenflow_nb.edit import Edit, EditConfig
 from tokenflow_nb.features import FeatureError
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.model import load_model
 from tokenflow_nb.panels.base import Busy, Worker
 from tokenflow_nb.panels.features import FeaturePanel, FeatureState, row_titles, trace_marks, trace_words
 from tokenflow_nb.store import Store

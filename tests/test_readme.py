@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenflow_nb import cli
+from tokenflow_nb.cli import command as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

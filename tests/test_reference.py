@@ -13,13 +13,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
+from tokenflow_nb.backbones.base import Model
+from tokenflow_nb.backbones.schedule import NoiseSchedule
 from tokenflow_nb.config import EditConfig, Execution
 from tokenflow_nb.denoiser import Conditioning
 from tokenflow_nb.edit import Edit
 from tokenflow_nb.editors import PlugAndPlay, SDEdit
 from tokenflow_nb.inversion import invert_latents
 from tokenflow_nb.trajectory import Excerpt
-from tokenflow_nb.model import Model, NoiseSchedule
 
 FOLDER = Path(os.environ.get("TOKENFLOW_REFERENCE_DIR", Path(__file__).parent / "reference"))
 TOLERANCE = 1e-4  # relative, float32

@@ -57,7 +57,7 @@ def test_every_import_is_a_declared_dependency():
 
 
 def test_the_command_line_answers_without_importing_torch():
-    program = "import sys, tokenflow_nb.cli as cli; cli.parser().format_help(); sys.exit('torch' in sys.modules)"
+    program = "import sys, tokenflow_nb.cli.command as cli; cli.parser().format_help(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
@@ -119,8 +119,8 @@ def test_changelog_speaks_of_this_version():
 
 def test_the_readmes_table_is_the_one_that_was_measured():
     "Its figures and intervals are those of the suite's table, line by line."
-    from tokenflow_nb.baselines import METHODS
-    from tokenflow_nb.report import METRICS, Measure, Report, Row
+    from tokenflow_nb.compare import METHODS
+    from tokenflow_nb.measure.report import METRICS, Measure, Report, Row
 
     readme = (ROOT / "README.md").read_text()
     assert "`tokenflow_nb evaluate --suite toy`" in readme

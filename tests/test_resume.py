@@ -18,11 +18,10 @@ import torch
 
 from kept import run_kept
 import tokenflow_nb.edit as room
-from tokenflow_nb import store as store_room
 from tokenflow_nb.config import EditConfig
 from tokenflow_nb.edit import Edit, edit_video
 from tokenflow_nb.inversion import invert, inverting
-from tokenflow_nb.store import Store, StoreError
+from tokenflow_nb.store import Store, StoreError, store as store_room
 from tokenflow_nb.toy.world import Scene
 
 SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3), spin=0.02)

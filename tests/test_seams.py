@@ -17,14 +17,14 @@ import torch
 from kept import run_kept
 
 import tokenflow_nb
+from tokenflow_nb.backbones.base import Model
 from tokenflow_nb.config import EditConfig, Execution
 from tokenflow_nb.edit import Edit, edit_video, stages, starting
 from tokenflow_nb.editors import Editor, PlugAndPlay, base, editors, identity, register
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.model import Model
-from tokenflow_nb.progress import drive
-from tokenflow_nb.settings import setting
 from tokenflow_nb.store import Store
+from tokenflow_nb.support.progress import drive
+from tokenflow_nb.support.settings import setting
 from tokenflow_nb.toy.world import Scene
 
 ROOT = Path(tokenflow_nb.__file__).parent
@@ -271,7 +271,7 @@ def test_an_editor_works_in_a_panel_with_its_settings_and_help(own_editors, mode
 PLUGIN = '''
 from dataclasses import dataclass
 from tokenflow_nb.editors import Editor
-from tokenflow_nb.settings import setting
+from tokenflow_nb.support.settings import setting
 
 @dataclass(frozen=True)
 class Doubled(Editor):
@@ -297,7 +297,7 @@ def test_an_installed_package_brings_an_editor_to_the_command_line(tmp_path, cli
     environment = os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT.parent)]), TOKENFLOW_HOME=str(tmp_path / "cache"))
 
     def run(*arguments):
-        code = f"import sys; from tokenflow_nb.cli import main; sys.exit(main({list(arguments)!r}))"
+        code = f"import sys; from tokenflow_nb.cli.command import main; sys.exit(main({list(arguments)!r}))"
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
 
     shown = run("edit", "--help")

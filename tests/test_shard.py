@@ -21,13 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from tokenflow_nb.backbones.load import load_model
 from tokenflow_nb.config import EditConfig, Execution
 from tokenflow_nb.edit import starting
-from tokenflow_nb.progress import drive
 from tokenflow_nb.keyframes import intervals, keyframe_table
-from tokenflow_nb.model import load_model
 from tokenflow_nb.propagation import RULES, make_plan
 from tokenflow_nb.scale.shard import Ranks, ShardError, cut_shards, edit_sharded, launch
+from tokenflow_nb.support.progress import drive
 from tokenflow_nb.toy.world import Scene
 
 SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3), spin=0.02)

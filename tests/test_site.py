@@ -115,7 +115,7 @@ def page(monkeypatch):
         (f"[e]({website.SITE}/edit.html#edit_video)", ""),
         (f"[e]({website.SITE}/edit.html#edit_vide)", "has no such anchor"),
         (f"[e]({website.SITE}/edt.html)", "is no page of ours"),
-        (f"[e]({website.COLAB}nbs/12_panels.ipynb)", ""),
+        (f"[e]({website.COLAB}nbs/14_panels.ipynb)", ""),
         (f"[e]({website.COLAB}nbs/12_panel.ipynb)", "is not there"),
         (f"[e]({website.REPO}/blob/main/Makefile)", ""),
         ('<img src="../images/nothing.png">', "is not there"),
@@ -229,7 +229,7 @@ def test_a_tutorial_is_stale_when_a_module_changes_that_it_reaches(tutorial, mon
 
 
 def test_cells_with_shell_and_magic_are_read():
-    cells = ["if True:\n    %pip install -q x\nfrom tokenflow_nb import store", "x = (7\n % 2)", "!ls"]
+    cells = ["if True:\n    %pip install -q x\nfrom tokenflow_nb.store import store", "x = (7\n % 2)", "!ls"]
     found = {path.name for path in run_tutorials.imported(cells)}
     assert {"clip.py", "store.py", "read.py"} <= found and "edit.py" not in found  # and what they import themselves
     assert "cli.py" in [path.name for path in run_tutorials.imported(["!tokenflow_nb demo"])]

@@ -1,4 +1,4 @@
-"What `nbs/01_store.ipynb` cannot hold: properties, killed processes, damage, a full disk."
+"What `nbs/store/01_store.ipynb` cannot hold: properties, killed processes, damage, a full disk."
 
 import errno
 import os
@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tokenflow_nb.store as store_module
+import tokenflow_nb.store.store as store_module
 from tokenflow_nb.store import Store, StoreError, cache_home, digest
 
 KEY = "trajectory-3f2a"

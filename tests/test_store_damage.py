@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kept import record_for, run_kept
-import tokenflow_nb.store as store_module
-from tokenflow_nb.cli import main
+import tokenflow_nb.store.store as store_module
+from tokenflow_nb.cli.command import main
 from tokenflow_nb.config import EditConfig
 from tokenflow_nb.edit import Edit
 from tokenflow_nb.inversion import invert

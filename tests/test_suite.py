@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenflow_nb import suite
-from tokenflow_nb.baselines import METHODS
+from tokenflow_nb.backbones.load import load_model
 from tokenflow_nb.clip import Clip
-from tokenflow_nb.metrics import METRICS, Case, metric
-from tokenflow_nb.model import load_model
-from tokenflow_nb.page import report_page
-from tokenflow_nb.report import Report
-from tokenflow_nb.suite import SuiteError, run_suite, write_report
+from tokenflow_nb.compare import METHODS, suite
+from tokenflow_nb.compare.suite import SuiteError, run_suite, write_report
+from tokenflow_nb.measure.metrics import METRICS, Case, metric
+from tokenflow_nb.measure.page import report_page
+from tokenflow_nb.measure.report import Report
 from tokenflow_nb.toy.world import Scene
 
 FEW = dict(metrics=["warp_error", "ssim"], num_inference_steps=2, progress=False)
@@ -85,7 +84,7 @@ def test_other_metrics_are_measured_on_the_frames_that_are_kept(cases, tmp_path)
 
 def test_figures_are_of_the_frames_and_not_of_the_film(cases, tmp_path):
     from tokenflow_nb.clip import read_clip
-    from tokenflow_nb.metrics import warp_error
+    from tokenflow_nb.measure.metrics import warp_error
 
     case = cases[0]
     report = run_suite([case], dict(darken=darken), tmp_path, **FEW)
@@ -100,7 +99,7 @@ def test_a_killed_process_leaves_what_it_finished(cases, tmp_path):
         import os, signal, sys
         sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
         from test_suite import FEW, Counted, darken, make_cases
-        from tokenflow_nb.suite import run_suite
+        from tokenflow_nb.compare.suite import run_suite
 
         def dies(job):
             if "marble" in job.name:
@@ -119,7 +118,7 @@ def test_a_killed_process_leaves_what_it_finished(cases, tmp_path):
 
 def test_another_process_knows_a_built_in_method_again():
     "Else a suite with it could not go on after a restart."
-    script = "import json; from tokenflow_nb import baselines, suite; print(json.dumps({n: suite._about(e.make()) for n, e in baselines.METHODS.items()}))"
+    script = "import json; from tokenflow_nb import compare; from tokenflow_nb.compare import suite; print(json.dumps({n: suite._about(e.make()) for n, e in baselines.METHODS.items()}))"
     found = [subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in range(2)]
     assert found[0] == found[1]
     assert len(json.loads(found[0])) == len(METHODS) and "0x" not in found[0]

@@ -14,19 +14,22 @@ import pytest
 import torch
 
 from kept import run_kept
-from tokenflow_nb.attention import Context, TokenFlowAttention, installed, self_attentions
+from tokenflow_nb.attention import Context, TokenFlowAttention
+from tokenflow_nb.backbones.base import installed
+from tokenflow_nb.backbones.load import load_model, shared_model
+from tokenflow_nb.backbones.schedule import ModelError
+from tokenflow_nb.backbones.unet import self_attentions
 from tokenflow_nb.clip import Clip, write_clip
 from tokenflow_nb.config import EditConfig, Execution
 from tokenflow_nb.edit import Edit, edit_video
 from tokenflow_nb.features import FeatureError, record
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.scale.jobs import EditJob, edit_many
-from tokenflow_nb.locks import lock_of
-from tokenflow_nb.metrics import ClipJudge
-from tokenflow_nb.model import ModelError, load_model, shared_model
+from tokenflow_nb.measure.metrics import ClipJudge
 from tokenflow_nb.panels.base import Progress, Worker, its_turn
 from tokenflow_nb.panels.edit import EditState
+from tokenflow_nb.scale.jobs import EditJob, edit_many
 from tokenflow_nb.store import Store
+from tokenflow_nb.support.locks import lock_of
 from tokenflow_nb.toy.world import Scene
 
 REPEAT = int(os.environ.get("TOKENFLOW_TEST_REPEAT", 1))
@@ -63,8 +66,8 @@ def films(model, tmp_path_factory):
 
 COLD = """
 import threading, torch
-from tokenflow_nb.metrics import ClipJudge
-from tokenflow_nb.model import load_model
+from tokenflow_nb.backbones.load import load_model
+from tokenflow_nb.measure.metrics import ClipJudge
 gate, loaded, wrong = threading.Barrier(4), [], []
 def load(what):
     gate.wait()
@@ -327,7 +330,7 @@ def test_what_only_decides_how_it_is_run_does_not(model):
 
 
 def test_the_fingerprint_is_the_same_in_another_process(model):
-    ask = "from tokenflow_nb.model import load_model; print(load_model('toy', device='cpu').digest)"
+    ask = "from tokenflow_nb.backbones.load import load_model; print(load_model('toy', device='cpu').digest)"
     other = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=300)
     assert other.stdout.strip() == model.digest, other.stderr[-2000:]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from tokenflow_nb.model import TOY_FOLDER, load_model
+from tokenflow_nb.backbones.load import TOY_FOLDER, load_model
 from tokenflow_nb.toy import language, recipe, train as program, unet, vae
 from tokenflow_nb.toy.recipe import RESULTS, Budget, Recipe, Run, read_facts
 from tokenflow_nb.toy.train import train

@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 _HOME = {  # of each public name; imported when it is first used, for torch and diffusers take seconds
     "edit_video": "edit", "stages": "edit", "Edit": "edit", "EditResult": "result", "EditConfig": "config", "Execution": "config",
     "Editor": "editors", "PlugAndPlay": "editors", "SDEdit": "editors", "Clip": "clip", "read_clip": "clip", "write_clip": "clip",
-    "load_model": "model", "Store": "store", "plan": "forecast.plan",
+    "load_model": "backbones.load", "Store": "store", "plan": "forecast.plan",
     "EditPanel": "panels", "DenoisePanel": "panels", "FeaturePanel": "panels", "ComparePanel": "panels",
 }
 __all__ = ["__version__", *_HOME]

@@ -3,9 +3,9 @@
 import re
 
 CELL = """
+from tokenflow_nb.backbones.load import load_model
 from tokenflow_nb.edit import Edit, EditConfig
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.model import load_model
 from tokenflow_nb.panels.denoise import DenoisePanel
 from tokenflow_nb.toy.world import Scene
 

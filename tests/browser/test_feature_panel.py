@@ -3,8 +3,8 @@
 import re
 
 CELL = """
+from tokenflow_nb.backbones.load import load_model
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.model import load_model
 from tokenflow_nb.panels import FeaturePanel
 from tokenflow_nb.toy.world import Scene
 

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..arguments import choice, refuse
 from ..attention import Injection
-from ..fingerprint import fingerprint
 from ..backbones.base import Model
-from ..settings import check_settings, short_name
+from ..store.fingerprint import fingerprint
+from ..support.arguments import choice, refuse
+from ..support.settings import check_settings, short_name
 from ..trajectory import Excerpt, Trajectory
 
 # %% ../../nbs/editors/00_base.ipynb #5580542f

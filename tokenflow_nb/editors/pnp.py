@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..attention import Injection
 from .base import Editor, Step, register
-from ..settings import setting
+from ..support.settings import setting
 
 # %% ../../nbs/editors/01_pnp.ipynb #3411104d
 @register

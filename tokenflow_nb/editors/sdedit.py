@@ -9,7 +9,7 @@ __all__ = ['SDEdit']
 from dataclasses import dataclass
 
 from .base import Editor, register
-from ..settings import setting
+from ..support.settings import setting
 
 # %% ../../nbs/editors/02_sdedit.ipynb #7e6634e1
 @register

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..attention import Context, installed
+from ..attention import Context
+from ..backbones.base import Model, Prompt
 from ..config import EditConfig, Execution
 from .work import count_work, is_guided
-from ..memory import PeakMemory, free_memory
-from ..model import Model
 from ..store import digest
+from ..support.memory import PeakMemory, free_memory
 
 # %% ../../nbs/forecast/01_measure.ipynb #06ed5cab
 class Cost(NamedTuple):

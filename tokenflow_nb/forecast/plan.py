@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
+from ..backbones.base import Model
 from ..clip import FRAMES_IN_MEMORY, Clip
 from ..config import EditConfig, Execution
 from .measure import Costs, costs_of, known_costs
 from .work import Work, count_work, is_guided
 from ..inversion import check_size, find_correction, inversion_grid
 from ..keyframes import intervals
-from ..memory import free_memory
-from ..model import Model
 from ..store import Store, free_disk, in_bytes
+from ..support.memory import free_memory
 
 # %% ../../nbs/forecast/02_plan.ipynb #05adaf5e
 def in_time(seconds: float) -> str:

@@ -8,10 +8,10 @@ __all__ = ['Work', 'joint_passes', 'guided_steps', 'is_guided', 'count_work']
 # %% ../../nbs/forecast/00_work.ipynb #3315800b
 from dataclasses import dataclass
 
+from ..backbones.base import Model
 from ..config import EditConfig, Execution
 from ..inversion import find_correction
 from ..keyframes import intervals, joint_groups
-from ..model import Model
 
 # %% ../../nbs/forecast/00_work.ipynb #ea46a8e1
 @dataclass(frozen=True)

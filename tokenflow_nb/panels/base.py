@@ -25,7 +25,7 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from ..locks import NetworkLock
+from ..support.locks import NetworkLock
 
 # %% ../../nbs/panels/00_base.ipynb #5c65c03c
 class Busy(RuntimeError):

@@ -8,7 +8,6 @@ __all__ = ['MOST_BRANCHES', 'KINDS', 'DECODING', 'clean_from_step', 'Branch', 'i
            'player_films', 'forkable', 'ForkBox', 'BranchBox', 'Controls', 'DenoisePanel']
 
 # %% ../../nbs/panels/02_denoise.ipynb #bc73cb6e
-import math
 import string
 import threading
 import time
@@ -20,14 +19,15 @@ import numpy as np
 import torch
 import traitlets
 
-from ..edit import Edit, EditError
-from ..features import colours, find_layer, list_layers, pca, record
+from ..backbones.schedule import Level
 from ..config import EditConfig
+from ..edit import Edit, EditError
 from ..editors import Editor
-from .base import Busy, Cache, Note, Panel, Player, Strip, Worker
-from .base import encode_film, encode_png, escape, in_words, its_turn, setting_widget
-from ..settings import short_name
+from ..features import colours, find_layer, list_layers, pca, record
+from .base import Busy, Cache, Note, Panel, Player, Strip, Worker, encode_film, encode_png, escape
+from .base import in_words, its_turn, setting_widget
 from ..store import Store
+from ..support.settings import short_name
 
 # %% ../../nbs/panels/02_denoise.ipynb #6188fed4
 def clean_from_step(

@@ -17,21 +17,22 @@ import ipywidgets
 import numpy as np
 import traitlets
 
+from ..backbones.base import Model
+from ..backbones.load import MODELS, shared_model
 from ..clip import Clip, as_clip, fit_clip
 from ..config import EditConfig, Execution
 from ..edit import default_size, stages
 from ..editors import editors, options_of, short_names
-from ..model import MODELS, Model, shared_model
-from .base import Busy, Code, Note, Panel, Player, Progress, Strip, Worker
-from .base import encode_film, in_words, its_turn, progress_bar, setting_widget
 from ..forecast.measure import known_costs, learn
 from ..forecast.plan import forecast
-from ..progress import Stage
-from ..result import EditResult
-from ..settings import short_name
-from ..store import Store
-from ..toy.world import Scene
 from ..forecast.work import count_work
+from .base import Busy, Code, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words
+from .base import its_turn, progress_bar, setting_widget
+from ..result import EditResult
+from ..store import Store
+from ..support.progress import Stage
+from ..support.settings import short_name
+from ..toy.world import Scene
 
 # %% ../../nbs/panels/03_edit.ipynb #32730c2a
 @dataclass(frozen=True, eq=False)

@@ -17,15 +17,16 @@ import traitlets
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
+from ..backbones.base import Model
+from ..backbones.load import shared_model
 from ..clip import Clip
 from ..correspondence import Redundancy, Trace, advise, redundancy, shade, trace
 from ..edit import Edit
 from ..features import FeatureError, Layer, Projection, Recording, colours, pca, record
-from ..trajectory import Trajectory
-from ..model import Model, shared_model
-from .base import Busy, Cache, Note, Panel, Player, Progress, Strip, Worker
-from .base import encode_film, in_words, its_turn, progress_bar
+from .base import Busy, Cache, Note, Panel, Player, Progress, Strip, Worker, encode_film, in_words
+from .base import its_turn, progress_bar
 from ..store import Store
+from ..trajectory import Trajectory
 
 # %% ../../nbs/panels/01_features.ipynb #2e9aa2ab
 def trace_marks(

@@ -24,16 +24,17 @@ import jinja2
 import torch
 from tqdm.auto import tqdm
 
-from ..arguments import listed, shown, whole
+from ..backbones.base import Model
+from ..backbones.load import MODELS, shared_model
 from ..clip import Clip, as_clip
 from ..config import EditConfig, Execution, Reading, configured, split_options, with_options
 from ..edit import edit_video, file_of, known_device, known_options
 from ..editors import identity
-from ..files import checked_path, film_and_record, writable_target, write_json
-from ..model import MODELS, Model, shared_model
 from ..forecast.plan import in_time
 from .workers import LocalExecutor, RayExecutor, WorkerLost
 from ..store import Store, digest
+from ..support.arguments import listed, shown, whole
+from ..support.files import checked_path, film_and_record, writable_target, write_json
 from ..video.paths import local_path
 
 # %% ../../nbs/scale/01_jobs.ipynb #b7e2d1c3

@@ -37,21 +37,24 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tqdm.auto import tqdm
 
-from ..arguments import number, shown, switch, whole
-from ..attention import Context, KeptRows, installed
+from ..attention import Context, KeptRows
+from ..backbones.base import Model
+from ..backbones.load import load_model
+from ..backbones.schedule import Prediction
 from ..clip import Clip, as_clip, fit_clip, gather_frames, restore_clip
 from ..config import EditConfig, Execution, Reading, configured, split_options, with_options
 from ..denoiser import Denoiser
 from ..edit import Edit, default_size, file_of, known_options, starting
 from ..editors import Step
-from ..files import writable_target, write_json
 from ..keyframes import intervals, joint_groups, keyframe_table
-from ..model import Model, load_model, out_of_memory
 from ..propagation import Plan, make_plan
-from .workers import ended
-from ..progress import drive
 from ..result import EditResult
+from .workers import ended
 from ..store import Store
+from ..support.arguments import number, shown, switch, whole
+from ..support.files import writable_target, write_json
+from ..support.memory import out_of_memory
+from ..support.progress import drive
 
 # %% ../../nbs/scale/02_shard.ipynb #c9f331eb
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..arguments import whole
+from ..support.arguments import whole
 
 # %% ../../nbs/scale/00_workers.ipynb #492b9784
 class WorkerLost(RuntimeError):

@@ -26,16 +26,18 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..backbones.base import Model, Prompt
+from ..backbones.load import TOY_FOLDER, load_model
+from ..backbones.schedule import Prediction
 from ..clip import Clip, contact_sheet
 from ..config import EditConfig, Execution
 from ..edit import stages
-from ..files import replaced, writable_file, write_json, write_text
 from ..inversion import gate, invert, psnr
-from ..metrics import ClipJudge, consistency_recovered, masked_psnr, warp_error
-from ..model import TOY_FOLDER, Model, ddim_move, load_model, predicted_clean
-from ..progress import drive
+from ..measure.metrics import ClipJudge, consistency_recovered, masked_psnr, warp_error
 from ..propagation import RULES, WITHOUT_PROPAGATION
 from ..store import Store, digest
+from ..support.files import replaced, writable_file, write_json, write_text
+from ..support.progress import drive
 from .world import BACKGROUNDS, MATERIALS, SHAPES, Scene, caption, captions, held_out
 
 # %% ../../nbs/toy/07_evaluate.ipynb #0ccfb016

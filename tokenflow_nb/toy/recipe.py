@@ -25,7 +25,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ..model import TOY_FOLDER
+from ..backbones.load import TOY_FOLDER
 from .world import SHAPES, Scene, held_out
 
 # %% ../../nbs/toy/01_recipe.ipynb #9ae8debb

@@ -16,7 +16,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel
 
-from ..model import TOY_FOLDER
+from ..backbones.load import TOY_FOLDER
 from .language import load_clip, load_tokenizer, make_tokenizer, train_text
 from .recipe import RESULTS, Budget, Recipe, Run, check_recipe, fresh_folder, load_weights
 from .unet import make_scheduler, make_unet, train_unet

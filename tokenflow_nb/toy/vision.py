@@ -17,7 +17,8 @@ from transformers import CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .language import load_clip, token_ids
-from .recipe import Log, Run, descend, masks, pictures, save_tensors, scene, seeded, steps, warm_cosine
+from .recipe import Log, Run, descend, masks, pictures, save_tensors, scene, seeded, steps
+from .recipe import warm_cosine
 from .vae import to_pixels
 from .world import Scene
 

@@ -1,0 +1,1 @@
+"What all modules use: checks of arguments, settings, progress, files, locks, memory."
