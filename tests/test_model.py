@@ -311,30 +311,6 @@ def test_a_schedule_that_ends_in_noise_alone_edits(toy, tmp_path, options):
     assert np.abs(result.edited.frames.astype(int) - clip.frames).mean() < 60  # a picture of the same scene, though the model was not trained so
 
 
-_LARGE_PAGES = """
-from tokenflow_nb.backbones.load import load_model
-import torch
-load_model("toy", device="cpu")
-large, here = torch.ones(64 << 20, dtype=torch.uint8), False
-for line in open("/proc/self/smaps"):
-    name, *values = line.split()
-    if not name.endswith(":"):
-        first, last = (int(end, 16) for end in name.split("-"))
-        here = first <= large.data_ptr() < last
-    elif here and name == "VmFlags:":
-        print("hg" in values)
-"""
-
-
-@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no large pages; any Linux that has them runs it")
-@pytest.mark.parametrize(("asked", "large"), [(None, "True"), ("0", "False")], ids=["by default", "not against the user's wish"])
-def test_large_tensors_lie_in_large_pages(asked, large):
-    others = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-    environment = others | ({} if asked is None else {"THP_MEM_ALLOC_ENABLE": asked})
-    found = subprocess.run([sys.executable, "-c", _LARGE_PAGES], env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.split() == [large], found.stderr
-
-
 @pytest.mark.gpu
 def test_a_gpu_edits_like_the_cpu(tmp_path):
     clip = Scene("star", "blue", "grass").render(frames=9, size=128)
