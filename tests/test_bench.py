@@ -55,9 +55,9 @@ def test_written_out_is_the_same_noise(model, store, rule, interval, block, step
 def test_a_job_takes_the_rows_that_are_counted(subject, preset):
     changes = dict(num_inference_steps=2) | (dict(inversion_steps=4, keyframe_interval=4) if preset == "published" else {})
     run = run_job(subject, PRESETS[preset], 4, **changes)
-    config = PRESETS[preset].config("a star", **changes)
+    config, execution = PRESETS[preset].config("a star", **changes), PRESETS[preset].execution(**changes)
     film = 4 * 4 if preset == "published" else 0
-    assert run.rows == count_work(4, config, visited=config.inversion_steps).total + film
+    assert run.rows == count_work(4, config, execution=execution, visited=config.inversion_steps).total + film
     assert set(run.seconds) == {"invert", "film" if preset == "published" else "record", "edit", "decode"}
     assert len(run.edited) == 4 and run.memory > 0
 
@@ -65,7 +65,7 @@ def test_a_job_takes_the_rows_that_are_counted(subject, preset):
 def test_published_is_what_people_ran(subject):
     config = PRESETS["published"].config("a star", "a circle")
     assert config == EditConfig.published("a star", source_prompt="a circle") and config.inversion_steps == 500
-    work = count_work(24, config, visited=500)
+    work = count_work(24, config, execution=PRESETS["published"].execution(), visited=500)
     assert (work.total + 500 * 24) / 24 == 1168.75  # METHOD, section 5
 
 
@@ -77,7 +77,8 @@ def test_what_is_not_recorded_is_no_stage(subject):
 def test_the_published_preset_computes_channels_first(subject, monkeypatch):
     seen = []
     layout = lambda: subject.model.unet.conv_in.weight.is_contiguous()  # noqa: E731
-    monkeypatch.setattr("tokenflow_nb.bench.bench.invert", lambda *args: seen.append(layout()) or (_ for _ in ()).throw(KeyboardInterrupt))
+    begun = lambda *args, **named: seen.append(layout()) or (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+    monkeypatch.setattr("tokenflow_nb.bench.bench.stages", begun)
     for preset in ("default", "published"):
         with pytest.raises(KeyboardInterrupt):
             run_job(subject, PRESETS[preset], 2)
