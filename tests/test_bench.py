@@ -16,7 +16,7 @@ from tokenflow_nb.bench.presets import PRESETS, Preset, Subject, rendered, sd_su
 from tokenflow_nb.bench.run import Run, operations, run_job
 from tokenflow_nb.bench.table import table
 from tokenflow_nb.cli import command as cli
-from tokenflow_nb.compare.written_out import WrittenOutAttention
+from tokenflow_nb.compare.written_out import WRITTEN_OUT
 from tokenflow_nb.config import EditConfig, Execution
 from tokenflow_nb.edit import Edit
 from tokenflow_nb.forecast.work import count_work
@@ -47,9 +47,10 @@ def test_written_out_is_the_same_noise(model, store, rule, interval, block, step
     config = EditConfig("a gold star", num_inference_steps=4, keyframe_interval=interval, rule=rule)
     edit = Edit(model, trajectory, config, execution=Execution(block_size=block))
     edit.index = step
-    plain = edit.noise()
-    edit.denoiser.processor = WrittenOutAttention
-    assert torch.allclose(edit.noise(), plain, atol=2e-3) and not torch.equal(edit.noise(), plain)
+    plain = edit.predict().noise
+    edit.denoiser.kernels = WRITTEN_OUT
+    written = edit.predict().noise
+    assert torch.allclose(written, plain, atol=2e-3) and not torch.equal(written, plain)
     assert not any(isinstance(module, TokenFlowAttention) for module in (layer.processor for layer in model.unet.modules() if hasattr(layer, "to_q")))
 
 
@@ -173,8 +174,8 @@ def test_each_length_is_measured_in_a_process_of_its_own_from_the_loaded_model(m
 def test_random_weights_are_the_same_each_time_and_cost_no_random_number():
     state = torch.random.get_rng_state()
     first, second = random_model(**TINY, device="cpu"), random_model(**TINY, device="cpu")
-    assert first.digest == second.digest and torch.equal(first.embed("a star"), second.embed("a star"))
-    assert not torch.equal(first.embed("a star"), first.embed("a circle")) and torch.equal(torch.random.get_rng_state(), state)
+    assert first.digest == second.digest and torch.equal(first.embed("a star").states, second.embed("a star").states)
+    assert not torch.equal(first.embed("a star").states, first.embed("a circle").states) and torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_a_random_model_is_edited_like_any_other():

@@ -104,7 +104,7 @@ def test_forecast_adds_up_and_takes_the_highest(model, found):
 
 def test_memory_is_what_the_formulas_say(model, found):
     "On the CPU: 24 frames of 128×128, latents of 4×16×16 numbers for the toy model's scale."
-    latents, held = 4 * 4 * (128 // model.vae_scale) ** 2, 32 << 20
+    latents, held = 4 * 4 * (128 // model.latent_scale) ** 2, 32 << 20
     stages = by_part(forecast(24, (128, 128), EditConfig("a star", num_inference_steps=50), model, found))
     left = 3 * 4 * 400_000  # of three keyframes
     assert stages["inversion"].memory == held + 8 * 3e6 + 2 * 8 * 51 * latents
@@ -142,7 +142,7 @@ def test_more_work_takes_longer(model, found, change):
 
 def test_memory_grows_with_a_clip_by_its_latents_and_pictures_alone(model, found):
     short, long = (forecast(frames, (128, 128), EditConfig("a star"), model, found) for frames in (6400, 12800))
-    latents = 4 * 4 * (128 // model.vae_scale) ** 2 * 6400
+    latents = 4 * 4 * (128 // model.latent_scale) ** 2 * 6400
     more = dict(inversion=0, decoding=latents) | {"record source": 0, "keyframe passes": 2 * latents, "frame passes": 2 * latents}
     for part, stage in by_part(long).items():
         assert stage.memory - by_part(short)[part].memory == pytest.approx(more[part]), part

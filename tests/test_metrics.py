@@ -500,7 +500,7 @@ def fresh(tmp_path, registry, monkeypatch):
         info = tmp_path / "blue_metrics-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: blue-metrics\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[tokenflow_nb.measure.metrics]\n" + "\n".join(points) + "\n")
+        (info / "entry_points.txt").write_text("[tokenflow_nb.metrics]\n" + "\n".join(points) + "\n")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setattr(METRICS, "_complete", False)
 
