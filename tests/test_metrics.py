@@ -20,7 +20,8 @@ from tokenflow_nb.measure.flow import Flow, estimate_flow
 from tokenflow_nb.measure.metrics import METRICS, Case, ClipJudge, Evidence, Measure, masked_psnr, metric, sharpness
 from tokenflow_nb.measure.metrics import warp_error
 from tokenflow_nb.measure.page import report_page
-from tokenflow_nb.measure.report import Report, Row, bootstrap_interval, evaluate
+from tokenflow_nb.measure.evaluate import evaluate
+from tokenflow_nb.measure.report import Report, Row, bootstrap_interval
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 
