@@ -23,10 +23,9 @@ from tokenflow_nb.clip import Clip, read_clip
 from tokenflow_nb.compare.suite import SuiteError, run_suite, write_report
 from tokenflow_nb.edit import Edit, EditConfig, EditError, EditResult, edit_video
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.measure.metrics import Measure
-from tokenflow_nb.measure.page import _svg, _trade_off, report_page
 from tokenflow_nb.measure.evaluate import evaluate
-from tokenflow_nb.measure.metrics import Case
+from tokenflow_nb.measure.metrics import Case, Measure
+from tokenflow_nb.measure.page import _svg, _trade_off, report_page
 from tokenflow_nb.measure.report import Report, Row
 from tokenflow_nb.support.files import FILMS, film_and_record, replaced, writable_target, write_json, write_text
 from tokenflow_nb.toy.evaluate import save_sheet
