@@ -238,14 +238,13 @@ def test_frames_from_a_folder_have_no_sound_and_no_warning(tmp_path, result):
 
 
 def test_a_suite_keeps_the_frames_where_the_film_cannot_be_written(tmp_path, monkeypatch):
-    from tokenflow_nb.compare import suite
     from tokenflow_nb.clip import ClipError
     from tokenflow_nb.compare.data import toy_benchmark
 
     def no_film(*_, **__):
         raise ClipError("no encoder")
 
-    monkeypatch.setattr(suite, "write_clip", no_film)
+    monkeypatch.setattr("tokenflow_nb.compare.plan.write_clip", no_film)
     with pytest.warns(UserWarning, match="no film to look at: no encoder"):
         report = run_suite(toy_benchmark(1, 1, frames=2, size=64), ["vae"], tmp_path, num_inference_steps=2, metrics=["ssim"], progress=False)
     assert report.rows[0].measures and not report.errors
