@@ -103,7 +103,7 @@ def test_a_file_that_was_there_stays_when_writing_fails(name, monkeypatch, tmp_p
 
 def test_nothing_is_written_in_place():
     "Whoever writes a file writes it through `replaced`: the parts are named so."
-    for path in sorted(Path(cli.__file__).parent.rglob("*.py")):
+    for path in sorted(Path(cli.__file__).parent.parent.rglob("*.py")):
         if path.name in ("store.py", "files.py", "memory.py") or path.parent.name in ("toy", "panels", "video"):  # has a way of its own
             continue
         found = re.findall(r"(\w+)\.(?:write_text|write_bytes|open)\(\"?[wa]?|savefig\((\w+)", path.read_text())
@@ -237,14 +237,13 @@ def test_frames_from_a_folder_have_no_sound_and_no_warning(tmp_path, result):
 
 
 def test_a_suite_keeps_the_frames_where_the_film_cannot_be_written(tmp_path, monkeypatch):
-    from tokenflow_nb.compare import suite
     from tokenflow_nb.clip import ClipError
     from tokenflow_nb.compare.data import toy_benchmark
 
     def no_film(*_, **__):
         raise ClipError("no encoder")
 
-    monkeypatch.setattr(suite, "write_clip", no_film)
+    monkeypatch.setattr("tokenflow_nb.compare.plan.write_clip", no_film)
     with pytest.warns(UserWarning, match="no film to look at: no encoder"):
         report = run_suite(toy_benchmark(1, 1, frames=2, size=64), ["vae"], tmp_path, num_inference_steps=2, metrics=["ssim"], progress=False)
     assert report.rows[0].measures and not report.errors

@@ -107,8 +107,8 @@ def test_a_module_imports_only_from_floors_below():
 
 def test_what_an_import_is_was_understood():
     assert {"keyframes", "propagation"} <= imports(ROOT / "tokenflow_nb" / "attention.py")
-    assert {"clip", "baselines.job"} <= imports(ROOT / "tokenflow_nb" / "baselines" / "patches.py")
-    assert "edit" in imports(ROOT / "tokenflow_nb" / "cli.py")  # inside of a function
+    assert {"clip", "compare.job"} <= imports(ROOT / "tokenflow_nb" / "compare" / "patches.py")
+    assert "edit" in imports(ROOT / "tokenflow_nb" / "cli" / "edit.py")  # inside of a function
 
 
 def test_changelog_speaks_of_this_version():
