@@ -10,8 +10,11 @@ import torch
 
 from tokenflow_nb.attention import TokenFlowAttention
 from tokenflow_nb.backbones.untrained import _Untrained, random_model
-from tokenflow_nb.bench.bench import PRESETS, Preset, Run, Subject, bench, by_length, growth_table, operations
-from tokenflow_nb.bench.bench import rendered, run_apart, run_job, run_order, sd_subjects, table
+from tokenflow_nb.bench import bench
+from tokenflow_nb.bench.growth import by_length, growth_table, run_apart, run_order
+from tokenflow_nb.bench.presets import PRESETS, Preset, Subject, rendered, sd_subjects
+from tokenflow_nb.bench.run import Run, operations, run_job
+from tokenflow_nb.bench.table import table
 from tokenflow_nb.cli import command as cli
 from tokenflow_nb.compare.written_out import WRITTEN_OUT
 from tokenflow_nb.config import EditConfig, Execution

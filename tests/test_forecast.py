@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tokenflow_nb.bench.bench import rows_counted
+from tokenflow_nb.bench.run import rows_counted
 from tokenflow_nb.clip import ClipError
 from tokenflow_nb.config import Execution, split_options
 from tokenflow_nb.edit import EditConfig, edit_video
