@@ -41,7 +41,7 @@ def made_recording(
     clip = Clip(pictures)
     meta = dict(
         of=of, prompt="<b>a picture</b> that moves", timesteps=list(timesteps), frames=list(range(frames)), model_digest=model_digest,
-        clip_digest=digest(clip.frames), 
+        clip_digest=digest(clip.frames),
         layers=[[layer.module, layer.side, list(layer.grid), layer.name] for layer in LAYERS.values()],
     )
     store, key = Store(root), "features-" + digest(meta, noise, speed)
