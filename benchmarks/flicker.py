@@ -24,7 +24,7 @@ from tokenflow_nb.compare.ablation import vae
 from tokenflow_nb.compare.data import toy_benchmark
 from tokenflow_nb.edit import EditConfig
 from tokenflow_nb.measure.metrics import Evidence, consistency_recovered
-from tokenflow_nb.measure.report import measure
+from tokenflow_nb.measure.evaluate import measure
 from tokenflow_nb.propagation import blend
 from tokenflow_nb.store import Store
 

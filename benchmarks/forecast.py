@@ -23,7 +23,8 @@ JOBS = {  # name: frames, side in pixels, settings
 
 def compared(name: str, clock: str) -> dict:
     "Forecast and measurement of one job, in this process."
-    from tokenflow_nb.bench.bench import CLOCKS, Preset, Subject, rendered, run_job
+    from tokenflow_nb.bench.presets import Preset, Subject, rendered
+    from tokenflow_nb.bench.run import CLOCKS, run_job
     from tokenflow_nb.forecast.measure import measure
     from tokenflow_nb.forecast.plan import finite, forecast
     from tokenflow_nb.support.memory import PeakMemory
@@ -67,7 +68,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(compared(options.one, options.clock)))
         return
-    from tokenflow_nb.bench.bench import machine
+    from tokenflow_nb.bench.machine import machine
 
     print(f"{machine('cpu')}; {options.clock} clock; planned / measured\n")
     print("| job | rows | measuring, s | by stage, s | seconds | | memory, MB | |\n|---|---|---|---|---|---|---|---|")

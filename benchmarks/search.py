@@ -1,13 +1,11 @@
 """How long the exact search for nearest tokens takes beside the bare matrix product that it needs: `python benchmarks/search.py`. Prints; asserts nothing.
 
-The product is taken in both ways that are cheap, a chunk of queries at a time into one piece of memory: all threads share each product, or each thread
-has products of its own, as in the search. Which is faster depends on how far apart the cores are; the ratio is to the faster one. Search and products take
-turns, and the ratio is that of their medians. With `--clock cpu` only the time that this process computes is counted: for a machine that others use too.
+The product is taken a chunk of queries at a time into one piece of memory, as the search does. Search and product take turns, and the ratio is that of their
+medians. With `--clock cpu` only the time that this process computes is counted: for a machine that others use too.
 """
 
 import argparse
 import ctypes
-import math
 import os
 import platform
 import statistics
@@ -17,33 +15,20 @@ from pathlib import Path
 
 import torch
 
-from tokenflow_nb.propagation import chunk_size, nearest, nearest_fields, normalise_keys
+from tokenflow_nb.propagation import _LARGEST, nearest, nearest_fields, normalise_keys
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def shared_product(queries: torch.Tensor, keys: torch.Tensor) -> None:
-    "The cosines of queries `(n, c)` and keys `(m, c)`, each written once and looked at by nobody: all threads at one product."
-    rows = max(1, chunk_size(queries.device) // len(keys))
+def product(queries: torch.Tensor, keys: torch.Tensor) -> None:
+    "The cosines of queries `(n, c)` and keys `(m, c)`, each written once and looked at by nobody."
+    rows = max(1, _LARGEST // len(keys))
     if len(queries) <= rows:
         queries @ keys.T
         return
     cosines = keys.new_empty(rows, len(keys))
     for part in queries.split(rows):
         torch.mm(part, keys.T, out=cosines[: len(part)])
-
-
-def own_products(queries: torch.Tensor, keys: torch.Tensor) -> None:
-    "The same, by blocks of 128 queries at most, and as many for each thread."
-    threads, at_once = torch.get_num_threads(), min(len(queries), max(1, chunk_size(queries.device) // len(keys)))
-    blocks = min(at_once, threads * math.ceil(at_once / (threads * 128)))
-    rows = at_once // blocks
-    cosines = keys.new_empty(blocks, len(keys), rows)
-    for part in queries.split(blocks * rows):
-        if len(part) < blocks * rows:
-            keys @ part.T
-        else:
-            torch.bmm(keys.expand(blocks, -1, -1), part.view(blocks, rows, -1).mT, out=cosines)
 
 
 def medians(works: list[Callable[[], object]], clock: Callable[[], float], device: str, budget: float) -> list[float]:
@@ -112,9 +97,7 @@ def main() -> None:
         which = torch.arange(frames) * 2 // frames
         parts = [(queries[which == keyframe].flatten(0, 1), keys[keyframe]) for keyframe in which.unique().tolist()]
         search = (lambda: nearest(*parts[0])) if frames == 1 else (lambda: nearest_fields(queries, keys, which))
-        products = [lambda product=product: [product(*part) for part in parts] for product in (shared_product, own_products)]
-        *bare, found = medians([*products, search], CLOCKS[options.clock], options.device, options.seconds)
-        bare = min(bare)
+        bare, found = medians([lambda: [product(*part) for part in parts], search], CLOCKS[options.clock], options.device, options.seconds)
         worst, megabytes = max(worst, found / bare), peak(search, options.device)
         print(f"| {frames} | {tokens} | {channels} | {1e3 * bare:.3f} | {1e3 * found:.3f} | {found / bare:.2f} | {megabytes:.0f} |", flush=True)
     print(f"\nworst ratio {worst:.2f}")

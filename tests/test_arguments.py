@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tokenflow_nb.backbones.base import Model
-from tokenflow_nb.bench.bench import bench
+from tokenflow_nb.bench import bench
 from tokenflow_nb.compare import compare, external, make_methods
 from tokenflow_nb.compare.atlas import LayeredAtlas
 from tokenflow_nb.compare.data import davis, load_pairs, toy_benchmark
@@ -24,7 +24,9 @@ from tokenflow_nb.editors import Editor, PlugAndPlay, SDEdit, make_editor
 from tokenflow_nb.keyframes import intervals, joint_groups, keyframe_table
 from tokenflow_nb.measure.metrics import Measure
 from tokenflow_nb.measure.page import film_strip, report_page
-from tokenflow_nb.measure.report import Case, Report, Row, bootstrap_interval, evaluate
+from tokenflow_nb.measure.evaluate import evaluate
+from tokenflow_nb.measure.metrics import Case
+from tokenflow_nb.measure.report import Report, Row, bootstrap_interval
 from tokenflow_nb.scale.jobs import EditJob, edit_many
 from tokenflow_nb.scale.shard import cut_shards, edit_sharded
 from tokenflow_nb.scale.workers import LocalExecutor
@@ -274,7 +276,7 @@ def test_a_suite_refuses(arguments, tmp_path, monkeypatch):
     dict(scenes=0), dict(scenes=True), dict(lengths=(True,)), dict(growth_steps=1), dict(resolution=(64,)), dict(resolution=(128, 192)), dict(steps=0), dict(steps=600), dict(progress=1),
 ])
 def test_a_bench_refuses_before_it_measures(wrong, monkeypatch):
-    monkeypatch.setattr("tokenflow_nb.bench.bench.matrix_rate", lambda *_: pytest.fail("something was measured"))
+    monkeypatch.setattr("tokenflow_nb.bench.machine.matrix_rate", lambda *_: pytest.fail("something was measured"))
     with pytest.raises(ValueError, match=next(iter(wrong)) if wrong.keys() != {"steps"} else "steps="):
         bench(**wrong)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import tokenflow_nb.store.store
+import tokenflow_nb.store.drafts
 from tokenflow_nb.backbones.base import Model
 from tokenflow_nb.backbones.load import load_model
 from tokenflow_nb.backbones.schedule import ModelError
@@ -233,7 +233,7 @@ def test_a_full_disk_costs_nothing_that_was_there(edit, model, clip, tmp_path, m
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tokenflow_nb.store.store, "save_file", full)
+    monkeypatch.setattr(tokenflow_nb.store.drafts, "save_file", full)
     with pytest.raises(StoreError, match="TOKENFLOW_HOME|prune"):
         edit(clip, source_prompt="a blue star")
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -10,12 +10,13 @@ from diffusers import ControlNetModel
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenflow_nb.backbones.schedule import Level, Prediction
 from tokenflow_nb.backbones.unet import self_attentions
 from tokenflow_nb.clip import Clip
 from tokenflow_nb.compare import text2video_zero
 from tokenflow_nb.compare.job import Job
 from tokenflow_nb.compare.text2video_zero import Text2VideoZero, add_noise, canny, global_motion, residuals, translate
-from tokenflow_nb.compare.tune_a_video import FrameMemory, clip_noise, cross_frame
+from tokenflow_nb.compare.tune_a_video import FrameMemory, cross_frame, predict_clip
 from tokenflow_nb.config import EditConfig, Execution
 from tokenflow_nb.measure.flow import Flow, estimate_flow
 from tokenflow_nb.store import Store
@@ -47,7 +48,7 @@ def job(model, store, clip):
 @pytest.fixture
 def controlnet(model):
     "Of the toy model's shape, with random last layers: as it is made it would add nothing."
-    channels = (16, 32, 96, 256)[: int(math.log2(model.vae_scale)) + 1]
+    channels = (16, 32, 96, 256)[: int(math.log2(model.latent_scale)) + 1]
     made = ControlNetModel.from_unet(model.unet, conditioning_embedding_out_channels=channels).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for layer in (*made.controlnet_down_blocks, made.controlnet_mid_block):
@@ -75,11 +76,12 @@ def test_every_frame_moves_by_its_own_amount():
 
 def test_forward_noise_has_the_level_and_the_share():
     latents = rand(1, 4, 64, 64).expand(2, -1, -1, -1)
-    noised = add_noise(latents, 0.6, 0.15, torch.Generator().manual_seed(1))
+    clear, noisy, half = (Level(kept**0.5, (1 - kept) ** 0.5) for kept in (0.6, 0.15, 0.3))
+    noised = add_noise(latents, clear, noisy, torch.Generator().manual_seed(1))
     assert noised.var().item() == pytest.approx(1, abs=0.05)
     assert (noised[0] * noised[1]).mean().item() == pytest.approx(0.25, abs=0.05)
-    again = add_noise(latents, 0.6, 0.15, torch.Generator().manual_seed(1))
-    assert torch.equal(noised, again) and torch.equal(add_noise(latents, 0.3, 0.3, torch.Generator()), latents)
+    again = add_noise(latents, clear, noisy, torch.Generator().manual_seed(1))
+    assert torch.equal(noised, again) and torch.equal(add_noise(latents, half, half, torch.Generator()), latents)
 
 
 @pytest.mark.parametrize("step", [(2, 0), (-1, 3)])
@@ -103,7 +105,7 @@ def test_hidden_pixels_do_not_vote():
 
 
 def test_motion_in_cells(job, model):
-    scale = model.vae_scale
+    scale = model.latent_scale
     cells = Text2VideoZero(motion=(scale, -2 * scale)).cells(job)
     assert cells.tolist() == [[0, 0], [1, -2], [2, -4]]
     own = Text2VideoZero().cells(job)
@@ -112,12 +114,12 @@ def test_motion_in_cells(job, model):
 
 def test_the_start_is_the_first_frame_moved(job, model):
     "What the frames share at the start is the first frame's latents moved; with a fall of a whole step and no noise left it is all."
-    method, timesteps = Text2VideoZero(motion=(2 * model.vae_scale, 0)), model.schedule.timesteps(2)
+    method, timesteps = Text2VideoZero(motion=(2 * model.latent_scale, 0)), model.schedule.timesteps(2)
     first = job.trajectory.at(timesteps[0], [0])
-    nothing = lambda latents, timestep: torch.zeros_like(latents)  # noqa: E731
-    start = method._start(job, first, timesteps, nothing)
     level = model.schedule.level
-    low, high = level(timesteps[0] - method.fall), level(timesteps[0])
+    nothing = lambda latents, timestep: Prediction(latents / level(timestep).alpha, torch.zeros_like(latents))  # noqa: E731
+    start = method._start(job, first, timesteps, nothing)
+    low, high = level(timesteps[0] - method.fall).alpha ** 2, level(timesteps[0]).alpha ** 2
     assert torch.equal(start[0], first[0])
     fresh = rand(2, *first.shape[1:], seed=job.config.seed)
     for frame in (1, 2):  # without predicted noise, falling only scales; fresh noise is known by its seed
@@ -130,7 +132,7 @@ def test_frames_attend_to_the_first_alone(model, clip):
     latents, words, memory = model.encode(clip.frames), model.embed("a blue star"), FrameMemory(("first",))
     with cross_frame(model.unet, memory):
         def noise(x, size=8):
-            return clip_noise(model, memory, Blocks(size), x, 500, words)
+            return predict_clip(model, memory, Blocks(size), x, 500, words).noise
 
         plain, blocks = noise(latents), noise(latents, 1)
         assert torch.allclose(plain, blocks, atol=1e-4)
@@ -139,7 +141,7 @@ def test_frames_attend_to_the_first_alone(model, clip):
             other[frame] = rand(*latents.shape[1:])
             difference = (noise(other, 1) - blocks).abs().amax((1, 2, 3))
             assert (difference > 1e-4).tolist() == reached
-    assert torch.allclose(model.predict(latents[:1], 500, words), plain[:1], atol=1e-4)  # the first frame sees itself
+    assert torch.allclose(model.predict(latents[:1], 500, words).noise, plain[:1], atol=1e-4)  # the first frame sees itself
 
 
 def test_residuals_reach_the_unet(model, clip, controlnet, monkeypatch):
@@ -147,17 +149,17 @@ def test_residuals_reach_the_unet(model, clip, controlnet, monkeypatch):
     hear = lambda module, arguments, kwargs: given.append(kwargs)  # noqa: E731
     handle = model.unet.register_forward_pre_hook(hear, with_kwargs=True)
     try:
-        plain = model.predict(latents, 500, words)
-        extra = residuals(controlnet, canny(clip.frames), latents, 500, words, 1.0, model)
-        steered = model.predict(latents, 500, words, **extra)
+        plain = model.predict(latents, 500, words).noise
+        extra = residuals(controlnet, canny(clip.frames), latents, 500, words.states, 1.0, model)
+        steered = model.predict(latents, 500, words, **extra).noise
     finally:
         handle.remove()
     assert given[0].get("mid_block_additional_residual") is None
     assert given[1]["mid_block_additional_residual"] is extra["mid_block_additional_residual"]
     assert not torch.allclose(steered, plain, atol=1e-3)
-    none = residuals(controlnet, canny(clip.frames), latents, 500, words, 0.0, model)
-    assert torch.allclose(model.predict(latents, 500, words, **none), plain, atol=1e-5)
-    black = residuals(controlnet, np.zeros_like(clip.frames), latents, 500, words, 1.0, model)
+    none = residuals(controlnet, canny(clip.frames), latents, 500, words.states, 0.0, model)
+    assert torch.allclose(model.predict(latents, 500, words, **none).noise, plain, atol=1e-5)
+    black = residuals(controlnet, np.zeros_like(clip.frames), latents, 500, words.states, 1.0, model)
     assert not torch.allclose(black["mid_block_additional_residual"], extra["mid_block_additional_residual"])
 
 
@@ -165,9 +167,9 @@ def test_each_frame_gets_its_own_condition(model, clip, job, controlnet, monkeyp
     "Blocks of one frame, both sentences: the pictures that the ControlNet is shown are those of the frame."
     shown, real = [], text2video_zero.residuals
 
-    def listening(network, pictures, latents, timestep, embeds, scale, model):
+    def listening(network, pictures, latents, timestep, states, scale, model):
         shown.append((pictures.copy(), scale))
-        return real(network, pictures, latents, timestep, embeds, scale, model)
+        return real(network, pictures, latents, timestep, states, scale, model)
 
     monkeypatch.setattr(text2video_zero, "residuals", listening)
     marked = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones_like(clip.frames)
@@ -218,7 +220,7 @@ def test_an_edit_is_seeded_and_leaves_the_model_as_it_was(job, model):
 def test_an_error_leaves_the_model_as_it_was(job, model, controlnet, monkeypatch):
     job.trajectory
     before = processors(model.unet), processors(controlnet)
-    monkeypatch.setattr(text2video_zero, "clip_noise", lambda *_: 1 / 0)
+    monkeypatch.setattr(text2video_zero, "predict_clip", lambda *_: 1 / 0)
     for method in (Text2VideoZero(), Text2VideoZero(controlnet=controlnet)):
         with pytest.raises(ZeroDivisionError):
             method(job)

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenflow_nb.backbones.schedule import ModelError, NoiseSchedule
+from tokenflow_nb.backbones.schedule import ModelError, NoiseSchedule, Prediction
 from tokenflow_nb.backbones.unet import self_attentions
 from tokenflow_nb.compare.job import Job
 from tokenflow_nb.compare.tune_a_video import CrossFrameAttention, FrameMemory, TemporalAttention, TuneAVideo
-from tokenflow_nb.compare.tune_a_video import VideoUNet, clip_noise, cross_frame, denoising_loss, tune
+from tokenflow_nb.compare.tune_a_video import VideoUNet, cross_frame, denoising_loss, predict_clip, tune
 from tokenflow_nb.edit import EditConfig
 from tokenflow_nb.support.memory import Blocks
 from tokenflow_nb.toy.world import Scene
@@ -43,7 +43,7 @@ def latents(model, clip):
 
 @pytest.fixture(scope="module")
 def words(model):
-    return model.embed(SCENE.caption)
+    return model.embed(SCENE.caption).states
 
 
 @pytest.fixture
@@ -207,12 +207,14 @@ def test_gradients_do_not_depend_on_checkpointing(model, latents, words):
 def test_the_loss_has_the_models_own_target(model, latents, words, kind):
     "A UNet that answers with the right target has no loss."
     schedule = NoiseSchedule(model.schedule.config | dict(prediction_type=kind))
-    video, noise, level = VideoUNet(model.unet), rand(*latents.shape), schedule.level(600)
-    noised = level**0.5 * latents + (1 - level) ** 0.5 * noise
-    target = noise if kind == "epsilon" else level**0.5 * noise - (1 - level) ** 0.5 * latents
+    video, noise, (alpha, sigma) = VideoUNet(model.unet), rand(*latents.shape), schedule.level(600)
+    noised = alpha * latents + sigma * noise
+    target = noise if kind == "epsilon" else alpha * noise - sigma * latents
     video.unet.forward = lambda sample, timestep, embeds, return_dict: (target if torch.allclose(sample, noised) else sample,)
     assert denoising_loss(video, schedule, latents, words, 600, noise) == 0
-    assert torch.allclose(schedule.noise(target, noised, 600), noise, atol=1e-5)
+    found = schedule.prediction(target, noised, 600)
+    assert torch.allclose(found.noise, noise, atol=1e-5)
+    assert torch.equal(schedule.target(Prediction(latents, noise), 600), target)
 
 
 def test_tuning_that_diverges_is_told(model, latents, words):
@@ -236,11 +238,11 @@ def test_windows_and_one_frame(job, clip):
     assert len(one) == 1
 
 
-def test_frames_of_a_long_clip_see_first_and_previous_over_the_border(model, latents, words):
-    memory = FrameMemory()
+def test_frames_of_a_long_clip_see_first_and_previous_over_the_border(model, latents):
+    memory, prompt = FrameMemory(), model.embed(SCENE.caption)
     with cross_frame(model.unet, memory):
-        whole, pieces = (clip_noise(model, memory, Blocks(size), latents, 500, words) for size in (3, 2))
-    assert torch.allclose(whole, pieces, atol=1e-4)
+        whole, pieces = (predict_clip(model, memory, Blocks(size), latents, 500, prompt) for size in (3, 2))
+    assert torch.allclose(whole.noise, pieces.noise, atol=1e-4)
 
 
 def test_rule():

@@ -10,10 +10,13 @@ import torch
 
 from tokenflow_nb.attention import TokenFlowAttention
 from tokenflow_nb.backbones.untrained import _Untrained, random_model
-from tokenflow_nb.bench.bench import PRESETS, Preset, Run, Subject, bench, by_length, growth_table, operations
-from tokenflow_nb.bench.bench import rendered, run_apart, run_job, run_order, sd_subjects, table
+from tokenflow_nb.bench import bench
+from tokenflow_nb.bench.growth import by_length, growth_table, run_apart, run_order
+from tokenflow_nb.bench.presets import PRESETS, Preset, Subject, rendered, sd_subjects
+from tokenflow_nb.bench.run import Run, operations, run_job
+from tokenflow_nb.bench.table import table
 from tokenflow_nb.cli import command as cli
-from tokenflow_nb.compare.written_out import WrittenOutAttention
+from tokenflow_nb.compare.written_out import WRITTEN_OUT
 from tokenflow_nb.config import EditConfig, Execution
 from tokenflow_nb.edit import Edit
 from tokenflow_nb.forecast.work import count_work
@@ -44,9 +47,10 @@ def test_written_out_is_the_same_noise(model, store, rule, interval, block, step
     config = EditConfig("a gold star", num_inference_steps=4, keyframe_interval=interval, rule=rule)
     edit = Edit(model, trajectory, config, execution=Execution(block_size=block))
     edit.index = step
-    plain = edit.noise()
-    edit.denoiser.processor = WrittenOutAttention
-    assert torch.allclose(edit.noise(), plain, atol=2e-3) and not torch.equal(edit.noise(), plain)
+    plain = edit.predict().noise
+    edit.denoiser.kernels = WRITTEN_OUT
+    written = edit.predict().noise
+    assert torch.allclose(written, plain, atol=2e-3) and not torch.equal(written, plain)
     assert not any(isinstance(module, TokenFlowAttention) for module in (layer.processor for layer in model.unet.modules() if hasattr(layer, "to_q")))
 
 
@@ -54,9 +58,9 @@ def test_written_out_is_the_same_noise(model, store, rule, interval, block, step
 def test_a_job_takes_the_rows_that_are_counted(subject, preset):
     changes = dict(num_inference_steps=2) | (dict(inversion_steps=4, keyframe_interval=4) if preset == "published" else {})
     run = run_job(subject, PRESETS[preset], 4, **changes)
-    config = PRESETS[preset].config("a star", **changes)
+    config, execution = PRESETS[preset].config("a star", **changes), PRESETS[preset].execution(**changes)
     film = 4 * 4 if preset == "published" else 0
-    assert run.rows == count_work(4, config, visited=config.inversion_steps).total + film
+    assert run.rows == count_work(4, config, execution=execution, visited=config.inversion_steps).total + film
     assert set(run.seconds) == {"invert", "film" if preset == "published" else "record", "edit", "decode"}
     assert len(run.edited) == 4 and run.memory > 0
 
@@ -64,7 +68,7 @@ def test_a_job_takes_the_rows_that_are_counted(subject, preset):
 def test_published_is_what_people_ran(subject):
     config = PRESETS["published"].config("a star", "a circle")
     assert config == EditConfig.published("a star", source_prompt="a circle") and config.inversion_steps == 500
-    work = count_work(24, config, visited=500)
+    work = count_work(24, config, execution=PRESETS["published"].execution(), visited=500)
     assert (work.total + 500 * 24) / 24 == 1168.75  # METHOD, section 5
 
 
@@ -76,7 +80,8 @@ def test_what_is_not_recorded_is_no_stage(subject):
 def test_the_published_preset_computes_channels_first(subject, monkeypatch):
     seen = []
     layout = lambda: subject.model.unet.conv_in.weight.is_contiguous()  # noqa: E731
-    monkeypatch.setattr("tokenflow_nb.bench.bench.invert", lambda *args: seen.append(layout()) or (_ for _ in ()).throw(KeyboardInterrupt))
+    begun = lambda *args, **named: seen.append(layout()) or (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+    monkeypatch.setattr("tokenflow_nb.bench.bench.stages", begun)
     for preset in ("default", "published"):
         with pytest.raises(KeyboardInterrupt):
             run_job(subject, PRESETS[preset], 2)
@@ -170,8 +175,8 @@ def test_each_length_is_measured_in_a_process_of_its_own_from_the_loaded_model(m
 def test_random_weights_are_the_same_each_time_and_cost_no_random_number():
     state = torch.random.get_rng_state()
     first, second = random_model(**TINY, device="cpu"), random_model(**TINY, device="cpu")
-    assert first.digest == second.digest and torch.equal(first.embed("a star"), second.embed("a star"))
-    assert not torch.equal(first.embed("a star"), first.embed("a circle")) and torch.equal(torch.random.get_rng_state(), state)
+    assert first.digest == second.digest and torch.equal(first.embed("a star").states, second.embed("a star").states)
+    assert not torch.equal(first.embed("a star").states, first.embed("a circle").states) and torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_a_random_model_is_edited_like_any_other():

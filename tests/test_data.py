@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tokenflow_nb.compare.data import Pair, davis, load_pairs, toy_benchmark
-from tokenflow_nb.measure.report import evaluate
+from tokenflow_nb.measure.evaluate import evaluate
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import MATERIALS, Scene, held_out
 

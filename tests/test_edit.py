@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tokenflow_nb.attention import Context, Injection
-from tokenflow_nb.backbones.base import installed
 from tokenflow_nb.backbones.load import load_model
 from tokenflow_nb.backbones.schedule import ModelError
 from tokenflow_nb.backbones.unet import STABLE_DIFFUSION, self_attentions
@@ -182,33 +181,33 @@ def test_preview_edits_evenly_spaced_frames(start):
 
 def test_the_unet_comes_back_bit_identical(model, start):
     before, around = weights(model.unet), bystanders(model.unet)
-    sample, embeds = torch.randn(2, 4, 16, 16), model.embed("a gold star")
-    plain = model.predict(sample, 500, embeds)
+    sample, words = torch.randn(2, 4, 16, 16), model.embed("a gold star")
+    plain = model.predict(sample, 500, words).noise
     start().step()
-    assert torch.equal(model.predict(sample, 500, embeds), plain)
+    assert torch.equal(model.predict(sample, 500, words).noise, plain)
     assert weights(model.unet) == before and bystanders(model.unet) == around
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_the_unet_comes_back_after_an_exception(model, error):
     before, around = weights(model.unet), bystanders(model.unet)
-    sample, embeds = torch.randn(2, 4, 16, 16), model.embed("a gold star")
-    plain = model.predict(sample, 500, embeds)
-    injection = Injection(frozenset(STABLE_DIFFUSION.attention), frozenset(STABLE_DIFFUSION.features))
+    sample, words = torch.randn(2, 4, 16, 16), model.embed("a gold star")
+    plain = model.predict(sample, 500, words).noise
     with pytest.raises(error):
-        with installed(model.unet, Context(("source", "positive"), joint=True, injection=injection), STABLE_DIFFUSION.features):
-            model.predict(sample, 500, embeds)
+        with model.installed(Context(("source", "positive"), joint=True, injection=STABLE_DIFFUSION)):
+            model.predict(sample, 500, words)
             assert bystanders(model.unet) != around
             raise error("in the middle")
-    assert torch.equal(model.predict(sample, 500, embeds), plain)
+    assert torch.equal(model.predict(sample, 500, words).noise, plain)
     assert weights(model.unet) == before and bystanders(model.unet) == around
 
 
 def test_unknown_feature_layers_are_refused_before_anything_is_installed(model):
     around = bystanders(model.unet)
-    with pytest.raises(ValueError, match="no_such_layer"):
-        with installed(model.unet, Context(), ("no_such_layer",)):
-            raise AssertionError("must not get here")
+    for wrong in (Injection(attention=("no_such_layer",)), Injection(features=("no_such_layer",)), Injection(features=("conv_in",))):
+        with pytest.raises(ValueError, match=r"injection\.(attention|features)=\['(no_such_layer|conv_in)'\]: the network has no such layers"):
+            with model.installed(Context(injection=wrong)):
+                raise AssertionError("must not get here")
     assert bystanders(model.unet) == around
 
 
@@ -222,8 +221,8 @@ def test_guidance_acts_at_the_first_steps(steps, stop, guided):
 
 def test_a_step_without_guidance_is_one_of_scale_one(start):
     free, weak = start(guidance_stop=0.0), start(guidance_scale=1.0)
-    assert torch.equal(free.noise(), weak.noise())
-    assert not torch.allclose(free.noise(), start(guidance_stop=1.0).noise())
+    assert torch.equal(free.predict().noise, weak.predict().noise)
+    assert not torch.allclose(free.predict().noise, start(guidance_stop=1.0).predict().noise)
 
 
 def test_edit_video_writes_a_playable_file_and_its_record(model, store, clip, tmp_path):
@@ -267,10 +266,10 @@ def test_an_epsilon_model_beside_the_v_model(model, store, clip):
 
     assert model.schedule.prediction_type == "v_prediction"
     epsilon = replace(model, schedule=NoiseSchedule(model.schedule.config | dict(prediction_type="epsilon")))
-    latents, embeds = torch.randn(1, 4, 16, 16), model.embed("a gold star")
-    level = model.schedule.level(500)
-    output = epsilon.predict(latents, 500, embeds)
-    assert torch.allclose(model.predict(latents, 500, embeds), level**0.5 * output + (1 - level) ** 0.5 * latents, atol=1e-5)
+    latents, words = torch.randn(1, 4, 16, 16), model.embed("a gold star")
+    alpha, sigma = model.schedule.level(500)
+    output = epsilon.predict(latents, 500, words).noise
+    assert torch.allclose(model.predict(latents, 500, words).noise, alpha * output + sigma * latents, atol=1e-5)
     assert epsilon.digest != model.digest
 
 

@@ -135,7 +135,7 @@ def test_an_edits_recording_is_what_its_positive_branch_computes(model, store, s
     edit.denoiser.sequential = False
     layer = dict(model.unet.named_modules())["up_blocks.2.attentions.2.transformer_blocks.0.attn1"]
     hook = layer.register_forward_hook(lambda module, inputs, output: seen.setdefault("calls", []).append(output.chunk(3)[2]))
-    edit.noise()
+    edit.predict()
     hook.remove()
     expected = torch.cat([rows for rows in seen["calls"]][1 if rule == "paper" else 0 :])  # the keyframe pass comes first
     tokens = record(model, edit, LAYERS, store=store, progress=False).tokens("up 2 attn 2 out")

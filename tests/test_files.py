@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenflow_nb.backbones.schedule import ModelError
-from tokenflow_nb.bench import bench as benching
+from tokenflow_nb.bench.machine import Bench
+from tokenflow_nb.bench.run import Run
+from tokenflow_nb.bench.table import Line
 from tokenflow_nb.cli import command as cli
 from tokenflow_nb.clip import Clip, read_clip
 from tokenflow_nb.compare.suite import SuiteError, run_suite, write_report
@@ -23,7 +25,9 @@ from tokenflow_nb.edit import Edit, EditConfig, EditError, EditResult, edit_vide
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.measure.metrics import Measure
 from tokenflow_nb.measure.page import _svg, _trade_off, report_page
-from tokenflow_nb.measure.report import Case, Report, Row, evaluate
+from tokenflow_nb.measure.evaluate import evaluate
+from tokenflow_nb.measure.metrics import Case
+from tokenflow_nb.measure.report import Report, Row
 from tokenflow_nb.support.files import FILMS, film_and_record, replaced, writable_target, write_json, write_text
 from tokenflow_nb.toy.evaluate import save_sheet
 from tokenflow_nb.toy.world import Scene
@@ -63,10 +67,10 @@ def failing(monkeypatch):
     monkeypatch.setattr("tokenflow_nb.support.files.os.replace", full)
 
 
-def measured() -> benching.Bench:
-    line = benching.Line("default", 24, 96.0, dict(invert=0.1, edit=0.2), 1e8, 0.2, dict(warp=1.0))
-    run = benching.Run(24, 100, dict(invert=1.0, edit=2.0), 1e8)
-    return benching.Bench(dict(machine="$\\frac$ & co", clock="wall", rate=1e12, subjects=["a star"], growth_steps=4), (line,), (run, run))
+def measured() -> Bench:
+    line = Line("default", 24, 96.0, dict(invert=0.1, edit=0.2), 1e8, 0.2, dict(warp=1.0))
+    run = Run(24, 100, dict(invert=1.0, edit=2.0), 1e8)
+    return Bench(dict(machine="$\\frac$ & co", clock="wall", rate=1e12, subjects=["a star"], growth_steps=4), (line,), (run, run))
 
 
 WRITERS = {  # what writes, and the files that it writes

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tokenflow_nb.bench.bench import rows_counted
+from tokenflow_nb.bench.run import rows_counted
 from tokenflow_nb.clip import ClipError
+from tokenflow_nb.config import Execution, split_options
 from tokenflow_nb.edit import EditConfig, edit_video
 from tokenflow_nb.forecast import measure as measuring
 from tokenflow_nb.forecast.measure import Cost, Costs, costs_of, known_costs, learn, measure
@@ -59,12 +60,13 @@ def nothing_known(monkeypatch):
 @pytest.mark.parametrize("name", JOBS)
 def test_the_rows_that_are_counted_are_those_that_run(model, tmp_path, name):
     frames, changes = JOBS[name]
-    config = EditConfig("a gold star on grass", num_inference_steps=3, **changes)
+    how, settings = split_options(changes, Execution)
+    config = EditConfig("a gold star on grass", num_inference_steps=3, **settings)
     visited = len(inversion_grid(model, 3, config.inversion_steps)[0])
-    work = count_work(frames, config, is_guided(config, model), visited)
-    settings = {field: value for field, value in vars(config).items() if field != "prompt"}
+    work = count_work(frames, config, is_guided(config, model), Execution(**how), visited)
+    clip, store = SCENE.render(frames, size=64), Store(tmp_path)
     with rows_counted(model.unet) as rows:
-        edit_video(SCENE.render(frames, size=64), config.prompt, model=model, size=SIZE, store=Store(tmp_path), progress=False, **settings)
+        edit_video(clip, config=config, model=model, size=SIZE, store=store, progress=False, **how)
     assert sum(rows) == work.total
 
 
@@ -104,7 +106,7 @@ def test_forecast_adds_up_and_takes_the_highest(model, found):
 
 def test_memory_is_what_the_formulas_say(model, found):
     "On the CPU: 24 frames of 128×128, latents of 4×16×16 numbers for the toy model's scale."
-    latents, held = 4 * 4 * (128 // model.vae_scale) ** 2, 32 << 20
+    latents, held = 4 * 4 * (128 // model.latent_scale) ** 2, 32 << 20
     stages = by_part(forecast(24, (128, 128), EditConfig("a star", num_inference_steps=50), model, found))
     left = 3 * 4 * 400_000  # of three keyframes
     assert stages["inversion"].memory == held + 8 * 3e6 + 2 * 8 * 51 * latents
@@ -142,7 +144,7 @@ def test_more_work_takes_longer(model, found, change):
 
 def test_memory_grows_with_a_clip_by_its_latents_and_pictures_alone(model, found):
     short, long = (forecast(frames, (128, 128), EditConfig("a star"), model, found) for frames in (6400, 12800))
-    latents = 4 * 4 * (128 // model.vae_scale) ** 2 * 6400
+    latents = 4 * 4 * (128 // model.latent_scale) ** 2 * 6400
     more = dict(inversion=0, decoding=latents) | {"record source": 0, "keyframe passes": 2 * latents, "frame passes": 2 * latents}
     for part, stage in by_part(long).items():
         assert stage.memory - by_part(short)[part].memory == pytest.approx(more[part]), part
@@ -153,13 +155,12 @@ def test_memory_grows_with_a_clip_by_its_latents_and_pictures_alone(model, found
 
 
 def test_a_block_that_fits_is_found(model, found):
-    config = EditConfig("a star", block_size=8)
-    need = forecast(64, (128, 128), config, model, found).memory
-    assert forecast(64, (128, 128), config, model, found, memory=1.2 * need).block_size == 8
-    wide = replace(config, block_size=32)
-    tight = forecast(64, (128, 128), wide, model, found, memory=1.2 * need)
+    job = 64, (128, 128), EditConfig("a star"), model, found
+    need = forecast(*job, Execution(block_size=8)).memory
+    assert forecast(*job, Execution(block_size=8), memory=1.2 * need).block_size == 8
+    tight = forecast(*job, Execution(block_size=32), memory=1.2 * need)
     assert tight.block_size == 8 and "block_size=8 fits" in tight.warnings[0]
-    obeyed = forecast(64, (128, 128), replace(wide, block_size=tight.block_size), model, found, memory=1.2 * need)
+    obeyed = forecast(*job, Execution(block_size=tight.block_size), memory=1.2 * need)
     assert obeyed.warnings == ()
 
 
@@ -172,32 +173,32 @@ def test_fewer_keyframes_together_are_the_next_remedy_and_a_smaller_size_the_las
     never = forecast(80, (128, 128), config, model, found, memory=4.3e7)
     assert never.block_size is None and "edit a smaller size" in never.warnings[0]
     quarter = Costs(*(cost._replace(bytes=cost.bytes / 4) for cost in (found.row, found.encode, found.decode)), tokens=100_000)
-    smaller = replace(config, max_joint_keyframes=2, block_size=1)
-    assert forecast(80, (64, 64), smaller, model, quarter, memory=4.3e7).warnings == ()
+    smaller = replace(config, max_joint_keyframes=2)
+    assert forecast(80, (64, 64), smaller, model, quarter, Execution(block_size=1), memory=4.3e7).warnings == ()
 
 
 def test_what_the_disk_cannot_hold_is_said(model, found, monkeypatch):
-    config = EditConfig("a star")
-    need = forecast(200, (128, 128), config, model, found).disk
+    job = 200, (128, 128), EditConfig("a star"), model, found
+    need = forecast(*job).disk
     monkeypatch.setattr("tokenflow_nb.forecast.plan.free_disk", lambda root: int(0.8 * need))
-    (said,) = forecast(200, (128, 128), config, model, found, memory=1e12).warnings
+    (said,) = forecast(*job, memory=1e12).warnings
     assert "on the disk" in said and "source_branch='live'" in said
-    live = EditConfig("a star", source_branch="live")
-    assert forecast(200, (128, 128), live, model, found, memory=1e12).warnings == ()
+    live = Execution(source_branch="live")
+    assert forecast(*job, live, memory=1e12).warnings == ()
     monkeypatch.setattr("tokenflow_nb.forecast.plan.free_disk", lambda root: 1)
-    for each in (config, live):  # without the record there is no room either
-        (said,) = forecast(200, (128, 128), each, model, found, memory=1e12).warnings
+    for each in (Execution(), live):  # without the record there is no room either
+        (said,) = forecast(*job, each, memory=1e12).warnings
         assert "live" not in said and "TOKENFLOW_HOME" in said
 
 
 def test_the_disk_is_the_one_of_the_store(model, found, monkeypatch, tmp_path):
     small = Store(tmp_path / "small")
     monkeypatch.setattr("tokenflow_nb.forecast.plan.free_disk", lambda root: 1 if root == small.root else int(1e15))
-    asked = 200, (128, 128), EditConfig("a star"), model, found, 1e12
-    assert forecast(*asked).warnings == () and "on the disk" in forecast(*asked, small).warnings[0]
+    asked, kept = (200, (128, 128), EditConfig("a star"), model, found), Execution(store=small)
+    assert forecast(*asked, memory=1e12).warnings == () and "on the disk" in forecast(*asked, kept, 1e12).warnings[0]
     monkeypatch.setattr("tokenflow_nb.forecast.plan.costs_of", lambda *job: found)
     clip = Scene("star", "blue", "grass").render(8, 64)
-    assert "on the disk" in plan(clip, EditConfig("a star"), model, 1e12, store=small).warnings[0]
+    assert "on the disk" in plan(clip, EditConfig("a star"), model, kept, 1e12).warnings[0]
 
 
 # What is measured

@@ -20,7 +20,8 @@ from tokenflow_nb.measure.flow import Flow, estimate_flow
 from tokenflow_nb.measure.metrics import METRICS, Case, ClipJudge, Evidence, Measure, masked_psnr, metric, sharpness
 from tokenflow_nb.measure.metrics import warp_error
 from tokenflow_nb.measure.page import report_page
-from tokenflow_nb.measure.report import Report, Row, bootstrap_interval, evaluate
+from tokenflow_nb.measure.evaluate import evaluate
+from tokenflow_nb.measure.report import Report, Row, bootstrap_interval
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 
@@ -499,7 +500,7 @@ def fresh(tmp_path, registry, monkeypatch):
         info = tmp_path / "blue_metrics-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: blue-metrics\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[tokenflow_nb.measure.metrics]\n" + "\n".join(points) + "\n")
+        (info / "entry_points.txt").write_text("[tokenflow_nb.metrics]\n" + "\n".join(points) + "\n")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setattr(METRICS, "_complete", False)
 

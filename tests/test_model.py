@@ -18,8 +18,8 @@ import tokenflow_nb.backbones.load as model_module
 from tokenflow_nb.attention import TokenFlowAttention
 from tokenflow_nb.backbones.base import Model
 from tokenflow_nb.backbones.load import MODELS, TOY_FOLDER, load_model, quiet_reading
-from tokenflow_nb.backbones.schedule import ModelError, NoiseSchedule, ddim_move, predicted_clean
-from tokenflow_nb.backbones.unet import STABLE_DIFFUSION, Backbone, decoder_layers
+from tokenflow_nb.backbones.schedule import ModelError, NoiseSchedule, Prediction, lifted
+from tokenflow_nb.backbones.unet import STABLE_DIFFUSION, decoder_layers
 from tokenflow_nb.edit import Edit, EditConfig, edit_video
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.measure.metrics import ClipJudge
@@ -78,7 +78,7 @@ def test_every_timestep_of_the_whole_schedule_can_be_walked(toy):
     for steps in (2, 3, 7, 50, 999, 1000):
         timesteps = toy.schedule.timesteps(steps)
         assert len(set(timesteps)) == steps and timesteps == sorted(timesteps, reverse=True) and 0 <= timesteps[-1] and timesteps[0] < 1000
-        levels = [toy.schedule.level(timestep) for timestep in [*timesteps, None]]
+        levels = [toy.schedule.level(timestep).alpha for timestep in [*timesteps, None]]
         assert levels[:-1] == sorted(levels[:-1])
 
 
@@ -151,9 +151,9 @@ def test_an_unknown_prediction_type_is_refused(toy):
         NoiseSchedule(toy.schedule.config | dict(prediction_type="sample"))
 
 
-def test_the_backbones_layers_exist(toy):
+def test_the_injectable_layers_exist(toy):
     modules = dict(toy.unet.named_modules())
-    assert isinstance(STABLE_DIFFUSION, Backbone) and all(name in modules for name in (*STABLE_DIFFUSION.attention, *STABLE_DIFFUSION.features))
+    assert all(name in modules for name in (*STABLE_DIFFUSION.attention, *STABLE_DIFFUSION.features))
 
 
 # ---- plug-and-play's layers in UNets of other shapes
@@ -184,25 +184,25 @@ DECODERS = {  # options, and how many self-attentions plug-and-play injects; the
 def test_plug_and_plays_layers_come_from_the_unet(name, toy):
     options, count, features = DECODERS[name]
     unet = small_unet(**options)
-    backbone = replace(toy, unet=unet, backbone=None).backbone
-    assert set(backbone.attention) | set(backbone.features) <= {name for name, _ in unet.named_modules()}
-    assert len(backbone.attention) == len(set(backbone.attention)) == count and backbone.features == (features,)
+    layers = replace(toy, unet=unet, injectable=None).injectable
+    assert set(layers.attention) | set(layers.features) <= {name for name, _ in unet.named_modules()}
+    assert len(layers.attention) == len(set(layers.attention)) == count and layers.features == (features,)
 
 
 def test_stable_diffusions_layers_are_those_that_its_authors_chose(toy):
-    assert toy.backbone == STABLE_DIFFUSION == decoder_layers(small_unet())
+    assert toy.injectable == STABLE_DIFFUSION == decoder_layers(small_unet())
 
 
-def test_a_backbone_of_another_unet_is_refused(toy):
-    with pytest.raises(ModelError, match=r"backbone names layers that this UNet does not have \(up_blocks.1.attentions.2.*leave backbone out"):
+def test_layers_of_another_unet_is_refused(toy):
+    with pytest.raises(ModelError, match=r"injectable names layers that this UNet does not have \(up_blocks.1.attentions.2.*leave it out"):
         replace(toy, unet=small_unet(layers_per_block=1))
     with pytest.raises(ModelError, match="no self-attention in its decoder"):
-        replace(toy, unet=small_unet(up_block_types=("UpBlock2D",) * 4), backbone=None)
+        replace(toy, unet=small_unet(up_block_types=("UpBlock2D",) * 4), injectable=None)
 
 
 def test_every_layer_of_a_smaller_unet_is_injected(toy, tmp_path):
     "With all steps injected, what the source has replaces what the prompt asks for, in each layer of the decoder but the first."
-    model, seen = replace(toy, unet=small_unet(layers_per_block=1), backbone=None), set()
+    model, seen = replace(toy, unet=small_unet(layers_per_block=1), injectable=None), set()
 
     class Noting(TokenFlowAttention):
         def _attend(self, attn, tokens):
@@ -213,9 +213,9 @@ def test_every_layer_of_a_smaller_unet_is_injected(toy, tmp_path):
     clip = Scene("star", "blue", "grass").render(frames=2, size=64)
     config = EditConfig("a gold star", num_inference_steps=2, pnp_attn_t=1.0, pnp_f_t=1.0)
     edit = Edit(model, invert(model, clip, "", steps=2, store=Store(tmp_path), progress=False), config, clip)
-    edit.denoiser.processor = Noting
+    model.processor = Noting
     edit.run()
-    assert seen == set(model.backbone.attention) and len(seen) == 5
+    assert seen == set(model.injectable.attention) and len(seen) == 5
 
 
 # ---- what is no number
@@ -278,16 +278,17 @@ def test_from_noise_alone_the_step_is_that_of_diffusers_and_exact():
     config = dict(load_model("toy", device="cpu").schedule.config) | ZERO
     schedule, theirs = NoiseSchedule(config), DDIMScheduler.from_config(config)
     theirs.set_timesteps(10)
-    assert schedule.timesteps(10) == theirs.timesteps.tolist() and schedule.level(999) == 0
+    assert schedule.timesteps(10) == theirs.timesteps.tolist() and schedule.level(999) == (0, 1)
     for timestep, below in zip(schedule.timesteps(10), [*schedule.timesteps(10)[1:], None]):
-        (alpha, sigma), level = (schedule.level(timestep) ** 0.5, (1 - schedule.level(timestep)) ** 0.5), schedule.level(below)
-        latents, velocity = alpha * clean + sigma * noise, alpha * noise - sigma * clean
-        predicted = schedule.noise(velocity, latents, timestep)
-        lower = ddim_move(latents, predicted, schedule.level(timestep), level)
-        assert torch.allclose(lower, level**0.5 * clean + (1 - level) ** 0.5 * noise, atol=2e-5)
+        level, lower_level = schedule.level(timestep), schedule.level(below)
+        latents, velocity = level.alpha * clean + level.sigma * noise, level.alpha * noise - level.sigma * clean
+        predicted = schedule.prediction(velocity, latents, timestep)
+        lower = predicted.at(lower_level)
+        assert torch.allclose(lower, lower_level.alpha * clean + lower_level.sigma * noise, atol=2e-5)
         assert torch.allclose(lower, theirs.step(velocity, timestep, latents).prev_sample, atol=2e-5)
-        assert torch.allclose(predicted_clean(latents, predicted, schedule.level(timestep)), clean, atol=2e-4)
-        assert torch.allclose(ddim_move(lower, predicted, level, schedule.level(timestep)), latents, atol=2e-5)
+        assert torch.allclose(predicted.clean, clean, atol=2e-5) and torch.allclose(predicted.noise, noise, atol=2e-5)
+        assert torch.allclose(lifted(lower, predicted, lower_level, level), latents, atol=2e-5)
+        assert torch.equal(schedule.target(Prediction(clean, noise), timestep), velocity)
 
 
 def test_painting_from_noise_alone_is_what_diffusers_paints(tmp_path):
@@ -295,7 +296,7 @@ def test_painting_from_noise_alone_is_what_diffusers_paints(tmp_path):
     pipeline.register_modules(scheduler=DDIMScheduler.from_config(pipeline.scheduler.config, **ZERO))
     pipeline.save_pretrained(tmp_path)
     model, prompts = load_model(tmp_path, device="cpu"), ["a gold star on grass"]
-    assert model.schedule.level(model.schedule.timesteps(4)[0]) == 0
+    assert model.schedule.level(model.schedule.timesteps(4)[0]).alpha == 0
     ours, theirs = paint(model, prompts, steps=4, guidance_scale=3.0, seed=0) / 255, painted_by_diffusers(tmp_path, prompts, 4, 3.0, 32)
     assert np.abs(ours - theirs).max() < 0.01
 
@@ -308,30 +309,6 @@ def test_a_schedule_that_ends_in_noise_alone_edits(toy, tmp_path, options):
     result = edit_video(clip, "a gold star on grass", model=model, **how | options)
     assert result.edited.frames.shape == (3, 64, 64, 3) and 20 < result.edited.frames.mean() < 235
     assert np.abs(result.edited.frames.astype(int) - clip.frames).mean() < 60  # a picture of the same scene, though the model was not trained so
-
-
-_LARGE_PAGES = """
-from tokenflow_nb.backbones.load import load_model
-import torch
-load_model("toy", device="cpu")
-large, here = torch.ones(64 << 20, dtype=torch.uint8), False
-for line in open("/proc/self/smaps"):
-    name, *values = line.split()
-    if not name.endswith(":"):
-        first, last = (int(end, 16) for end in name.split("-"))
-        here = first <= large.data_ptr() < last
-    elif here and name == "VmFlags:":
-        print("hg" in values)
-"""
-
-
-@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no large pages; any Linux that has them runs it")
-@pytest.mark.parametrize(("asked", "large"), [(None, "True"), ("0", "False")], ids=["by default", "not against the user's wish"])
-def test_large_tensors_lie_in_large_pages(asked, large):
-    others = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-    environment = others | ({} if asked is None else {"THP_MEM_ALLOC_ENABLE": asked})
-    found = subprocess.run([sys.executable, "-c", _LARGE_PAGES], env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.split() == [large], found.stderr
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenflow_nb.backbones.schedule import ddim_move
+from tokenflow_nb.backbones.schedule import Level, Prediction
 from tokenflow_nb.edit import Edit, EditConfig, EditError
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.panels.base import Cache, Worker
@@ -96,17 +96,19 @@ def interrupt():
 
 
 @given(st.floats(0.01, 0.95), st.floats(0.01, 0.999), st.integers(0, 1000))
-def test_clean_frames_follow_from_a_step(level, other, seed):
-    if abs(level - other) < 0.01:
+def test_clean_frames_follow_from_a_step(kept, later, seed):
+    if abs(kept - later) < 0.01:
         return
+    level, other = (Level(share**0.5, (1 - share) ** 0.5) for share in (kept, later))
     clean, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)).double().unbind(0)
-    before = level**0.5 * clean + (1 - level) ** 0.5 * noise
-    assert torch.allclose(clean_from_step(before, ddim_move(before, noise, level, other), level, other), clean, atol=1e-6)
+    before = level.alpha * clean + level.sigma * noise
+    after = Prediction((before - level.sigma * noise) / level.alpha, noise).at(other)
+    assert torch.allclose(clean_from_step(before, after, level, other), clean, atol=1e-6)
 
 
 def test_a_step_without_a_change_of_level_is_refused():
     with pytest.raises(ValueError, match="without a change of level"):
-        clean_from_step(torch.zeros(1), torch.zeros(1), 0.3, 0.3)
+        clean_from_step(torch.zeros(1), torch.zeros(1), Level(0.6, 0.8), Level(0.6, 0.8))
 
 
 @pytest.mark.parametrize("method", ["pnp", "sdedit"])

@@ -13,8 +13,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from tokenflow_nb.backbones.base import Model
+from tokenflow_nb.backbones.base import Prompt
 from tokenflow_nb.backbones.schedule import NoiseSchedule
+from tokenflow_nb.backbones.unet import StableDiffusion
 from tokenflow_nb.config import EditConfig, Execution
 from tokenflow_nb.denoiser import Conditioning
 from tokenflow_nb.edit import Edit
@@ -62,7 +63,7 @@ def golden():
 def model(settings):
     unet = UNet2DConditionModel.from_config(json.loads((FOLDER / "config.json").read_text()))
     unet.load_state_dict(load_file(FOLDER / "unet.safetensors"))
-    return Model(unet.eval(), None, None, None, NoiseSchedule(settings["scheduler"]), name="reference")
+    return StableDiffusion(unet.eval(), None, None, None, NoiseSchedule(settings["scheduler"]), name="reference")
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -75,7 +76,7 @@ def test_timesteps(model, settings):
 
 def test_inversion(model, settings, golden):
     visited = settings["timesteps"][::-1]
-    ours = invert_latents(model, golden["latents"], golden["source_embeds"], visited, visited)
+    ours = invert_latents(model, golden["latents"], Prompt(golden["source_embeds"]), visited, visited)
     errors = {timestep: relative(ours[timestep], golden[f"inversion/{timestep}"]) for timestep in visited}
     assert max(errors.values()) <= TOLERANCE, errors
 
@@ -91,7 +92,7 @@ def test_edit(model, settings, golden, method):
         keyframe_interval=interval,
     )
     starts = torch.arange(golden["keyframe_offsets"].shape[1]) * interval
-    conditioning = Conditioning(golden["source_embeds"], golden["negative_embeds"], golden["prompt_embeds"])
+    conditioning = Conditioning(*(Prompt(golden[f"{name}_embeds"]) for name in ("source", "negative", "prompt")))
     trajectory = Recorded(golden, settings["timesteps"])
     execution, keyframes = Execution(block_size=interval, source_branch="live"), starts + golden["keyframe_offsets"]
     edit = Edit(model, trajectory, config, None, execution, conditioning, keyframes)

@@ -21,7 +21,7 @@ import tokenflow_nb.edit as room
 from tokenflow_nb.config import EditConfig
 from tokenflow_nb.edit import Edit, edit_video
 from tokenflow_nb.inversion import invert, inverting
-from tokenflow_nb.store import Store, StoreError, store as store_room
+from tokenflow_nb.store import Store, StoreError, drafts
 from tokenflow_nb.toy.world import Scene
 
 SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3), spin=0.02)
@@ -89,7 +89,7 @@ def test_an_interrupt_leaves_a_checkpoint(edit, tmp_path, monkeypatch):
 
 
 def test_a_death_between_the_last_checkpoint_and_the_end_of_the_one_before_leaves_no_trace(edit, tmp_path, monkeypatch):
-    whole, drop, drops = edit(tmp_path / "other"), store_room.Draft.drop, []
+    whole, drop, drops = edit(tmp_path / "other"), drafts.Draft.drop, []
 
     def dies(self, name):
         drops.append(name)
@@ -97,7 +97,7 @@ def test_a_death_between_the_last_checkpoint_and_the_end_of_the_one_before_leave
             raise KeyboardInterrupt
         drop(self, name)
 
-    monkeypatch.setattr(store_room.Draft, "drop", dies)
+    monkeypatch.setattr(drafts.Draft, "drop", dies)
     with pytest.raises(KeyboardInterrupt):
         edit()
     resumed = edit()
@@ -123,7 +123,7 @@ def test_any_setting_makes_another_edit(edit):
 
 
 def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(edit, tmp_path, monkeypatch):
-    whole, save, room_left = edit(tmp_path / "other"), store_room.save_file, [2 + 4 * 2 + 2]  # parts of trajectory and record, checkpoints
+    whole, save, room_left = edit(tmp_path / "other"), drafts.save_file, [2 + 4 * 2 + 2]  # parts of trajectory and record, checkpoints
 
     def until_full(tensors, path):
         room_left[0] -= 1
@@ -131,7 +131,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(edit, tmp_pa
             raise OSError(errno.ENOSPC, "No space left on device")
         save(tensors, path)
 
-    monkeypatch.setattr(store_room, "save_file", until_full)
+    monkeypatch.setattr(drafts, "save_file", until_full)
     with pytest.raises(StoreError, match="disk is full"):
         edit()
     assert {entry.meta["kind"] for entry in Store(tmp_path / "cache").entries()} == {"trajectory", "source"}
@@ -198,7 +198,7 @@ def test_a_cache_that_cannot_be_written_says_so_before_the_work(edit, tmp_path, 
     def refused(*args, **options):
         raise PermissionError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(store_room.FileLock, "acquire", refused)
+    monkeypatch.setattr(drafts.FileLock, "acquire", refused)
     stop_at(monkeypatch, 0, AssertionError("not one step is to be taken"))
     with pytest.raises(StoreError, match="Read-only file system.*TOKENFLOW_HOME"):
         edit()
@@ -212,8 +212,8 @@ def test_run_kept_goes_on_from_the_last_checkpoint_only(model, clip, tmp_path, m
     clock = iter(range(0, 10**6, 3))
     monkeypatch.setattr(room.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 5.0)
-    put, puts = store_room.Draft.put, []
-    monkeypatch.setattr(store_room.Draft, "put", lambda self, name, tensors: (puts.append(name), put(self, name, tensors))[1])
+    put, puts = drafts.Draft.put, []
+    monkeypatch.setattr(drafts.Draft, "put", lambda self, name, tensors: (puts.append(name), put(self, name, tensors))[1])
     stop_at(monkeypatch, 3, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         run_kept(Edit(model, trajectory, config, clip, keep_history=False), store)
@@ -300,7 +300,7 @@ def test_threads_that_ask_for_one_entry_all_get_it(tmp_path):
         store, start = Store(tmp_path / str(repetition)), threading.Barrier(8)
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(lambda number: make(store, number), range(8))) == 8 * [[0.0, 1.0, 2.0]]
-        assert sorted(path.name for path in store.root.iterdir()) == [".locks", "edit-1"] and not store_room._OURS
+        assert sorted(path.name for path in store.root.iterdir()) == [".locks", "edit-1"] and not drafts._OURS
 
 
 def test_a_paused_draft_keeps_its_lock_whatever_others_do(tmp_path):

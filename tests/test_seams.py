@@ -159,7 +159,7 @@ def test_a_callback_sees_each_step_and_may_replace_the_latents(edit, clip, model
 @pytest.mark.parametrize("how", [dict(block_size=1), dict(block_size=3), dict(source_branch="live"), dict(block_size=32, source_branch="live")], ids=str)
 def test_how_an_edit_is_run_computes_nothing_anew(edit, monkeypatch, how):
     first = edit()
-    monkeypatch.setattr(Model, "predict", lambda *_, **__: pytest.fail("the UNet was asked"))
+    monkeypatch.setattr(Model, "predict", lambda *_, **__: pytest.fail("the network was asked"))
     assert np.array_equal(edit(**how).frames, first.frames)
 
 
@@ -198,7 +198,8 @@ def test_a_panel_may_stop_stages_anywhere(model, clip, tmp_path):
 @pytest.fixture
 def own_editors(monkeypatch):
     "The list of editors, as it was afterwards."
-    monkeypatch.setattr(base, "_EDITORS", dict(editors()))
+    editors()  # those of installed packages are there
+    monkeypatch.setattr(base.EDITORS, "_things", dict(base.EDITORS._things))
 
 
 def make_faint(name="faint", **body):
@@ -316,8 +317,8 @@ def test_an_installed_package_brings_an_editor_to_the_command_line(tmp_path, cli
         (lambda: register(PlugAndPlay()), "give a class"),
         (lambda: register(int), "give a class"),
         (lambda: register(Editor), "give Editor a name of its own"),
-        (lambda: register(dataclass(frozen=True)(make_faint("pnp"))), "PlugAndPlay has this name: take another"),
-        (lambda: register(dataclass(frozen=True)(make_faint("two words"))), "of letters and digits"),
+        (lambda: register(dataclass(frozen=True)(make_faint("pnp"))), "PlugAndPlay is the editor of this name: take another"),
+        (lambda: register(dataclass(frozen=True)(make_faint("two words"))), "give the editor a name of letters, digits and _"),
     ],
 )
 def test_a_class_that_is_no_editor_is_refused(own_editors, wrong, said):

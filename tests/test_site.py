@@ -152,7 +152,7 @@ def test_the_link_checker_sees(page, text, why):
         ("edit_video()", ""),
         ("Edit.fork", ""),
         ("Edit.frok", "is no member"),
-        ("PlugAndPlay.unet_kwargs", ""),  # inherited
+        ("PlugAndPlay.network_inputs", ""),  # inherited
         ("features.record", ""),
         ("features.recrod", "is not in the module"),
         ("tokenflow_nb.edit.edit_video", ""),

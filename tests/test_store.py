@@ -1,4 +1,4 @@
-"What `nbs/store/01_store.ipynb` cannot hold: properties, killed processes, damage, a full disk."
+"What the notebooks of `nbs/store/` cannot hold: properties, killed processes, damage, a full disk."
 
 import errno
 import os
@@ -16,8 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tokenflow_nb.store.store as store_module
-from tokenflow_nb.store import Store, StoreError, cache_home, digest
+from tokenflow_nb.store import Store, StoreError, cache_home, digest, drafts, store as store_module
 
 KEY = "trajectory-3f2a"
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -280,15 +279,15 @@ def test_who_finishes_second_drops_theirs(tmp_path):
     assert os.listdir(tmp_path) == [KEY] and store.get(KEY).meta == {"by": "first"}
 
 
-@pytest.mark.parametrize("step", ["save_file", "_sync", "_publish"])
-def test_a_full_disk_is_explained_and_costs_nothing(tmp_path, monkeypatch, step):
+@pytest.mark.parametrize("module, step", [(drafts, "save_file"), (drafts, "sync"), (store_module, "_publish")])
+def test_a_full_disk_is_explained_and_costs_nothing(tmp_path, monkeypatch, module, step):
     store = Store(tmp_path)
     write(store, "trajectory-old")
 
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store_module, step, fail)
+    monkeypatch.setattr(module, step, fail)
     with pytest.raises(StoreError) as caught:
         write(store)
     message = str(caught.value)
@@ -303,7 +302,7 @@ def no_flock(monkeypatch):
 
 def no_lock(monkeypatch):
     "The same, as older versions meet it."
-    monkeypatch.setattr(store_module.FileLock, "acquire", Mock(side_effect=NotImplementedError("use SoftFileLock")))  # what filelock raises then
+    monkeypatch.setattr(drafts.FileLock, "acquire", Mock(side_effect=NotImplementedError("use SoftFileLock")))  # what filelock raises then
 
 
 @pytest.mark.skipif(os.name == "nt", reason="locks of Windows are others")

@@ -22,12 +22,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kept import record_for, run_kept
-import tokenflow_nb.store.store as store_module
 from tokenflow_nb.cli.command import main
 from tokenflow_nb.config import EditConfig
 from tokenflow_nb.edit import Edit
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.store import Store, StoreError
+from tokenflow_nb.store import Store, StoreError, drafts, entries
 from tokenflow_nb.toy.world import Scene
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links, pipes and modes of Windows are others")
@@ -514,7 +513,7 @@ def test_any_value_in_any_field_of_a_manifest(plain, field, value, sealed):
     path = store.root / KEYS[0] / "manifest.json"
     manifest = json.loads(path.read_text()) | {field: value}
     with suppress(ValueError):
-        manifest |= dict(checksum=store_module._sum(manifest)) if sealed and field not in ("checksum", "meta") else {}
+        manifest |= dict(checksum=entries._sum(manifest)) if sealed and field not in ("checksum", "meta") else {}
     path.write_text(json.dumps(manifest))
     check_plain(store)
 
@@ -653,7 +652,7 @@ def test_a_root_that_is_a_link_is_fine_and_one_lock_is_one_lock_however_it_is_sp
         paused.put("part-0", {"x": torch.zeros(3)})
         for root in (tmp_path / "cache", tmp_path / "disk", tmp_path / "disk" / ".." / "cache"):
             assert len(ask_plain(Store(root))) == 3  # it waits for nobody
-    assert len(Store(tmp_path / "disk").entries()) == 1 and not store_module._OURS
+    assert len(Store(tmp_path / "disk").entries()) == 1 and not drafts._OURS
 
 
 def test_foreign_things_are_neither_listed_nor_removed(tmp_path):
@@ -678,7 +677,7 @@ def test_damage_is_listed_counted_and_cleared(tmp_path, monkeypatch, capsys):
     ask_plain(store), ask_plain(store, KEYS[1])
     size = store.get(KEYS[1]).nbytes
     (tmp_path / KEYS[0] / "manifest.json").write_text("")
-    dead = tmp_path / f".writing-{store_module._machine()}-01234567" / "work"
+    dead = tmp_path / f".writing-{drafts._machine()}-01234567" / "work"
     dead.mkdir(parents=True)
     (dead / "film.mp4").write_bytes(5000 * b"0")
     states = {name: (state, count) for name, state, count in store.others()}
@@ -731,10 +730,10 @@ def test_a_kill_just_before_the_name_is_given_costs_no_part(tmp_path, monkeypatc
     "The journal is there until the entry is."
     store, parts = Store(tmp_path), []
     with monkeypatch.context() as patch:
-        patch.setattr(store_module.os, "rename", lambda *_: os._exit(7))
+        patch.setattr(os, "rename", lambda *_: os._exit(7))
         if not (child := os.fork()):
             ask_plain(store)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    put = store_module.Draft.put
-    monkeypatch.setattr(store_module.Draft, "put", lambda self, *part: (parts.append(part), put(self, *part)))
+    put = drafts.Draft.put
+    monkeypatch.setattr(drafts.Draft, "put", lambda self, *part: (parts.append(part), put(self, *part)))
     assert len(ask_plain(store)) == 3 and parts == []

@@ -15,7 +15,6 @@ import torch
 
 from kept import run_kept
 from tokenflow_nb.attention import Context, TokenFlowAttention
-from tokenflow_nb.backbones.base import installed
 from tokenflow_nb.backbones.load import load_model, shared_model
 from tokenflow_nb.backbones.schedule import ModelError
 from tokenflow_nb.backbones.unet import self_attentions
@@ -127,19 +126,19 @@ def test_edits_and_an_inversion_at_once_with_one_model(model, films, tmp_path, t
 def test_predictions_words_and_pictures_at_once(model, turn):
     "Everything that a model does, in threads: none sees the others' processors, and the tokenizer is nobody's for long."
     latents, text = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1)), "a gold star on grass"
-    embeds = model.embed(text)
-    right = model.predict(latents, 500, embeds), embeds, model.decode(latents), model.encode(CLIP.frames), model.digest
+    words = model.embed(text)
+    right = model.predict(latents, 500, words).noise, words.states, model.decode(latents), model.encode(CLIP.frames), model.digest
 
     def use():
         return [
-            (model.predict(latents, 500, embeds), model.embed(text), model.decode(latents), model.encode(CLIP.frames), model.digest)
+            (model.predict(latents, 500, words).noise, model.embed(text).states, model.decode(latents), model.encode(CLIP.frames), model.digest)
             for _ in range(2)
         ]
 
     def change():
         for _ in range(6):
-            with installed(model.unet, Context(("source", "positive"), joint=True)):
-                model.predict(latents, 500, embeds)
+            with model.installed(Context(("source", "positive"), joint=True)):
+                model.predict(latents, 500, words)
 
     *seen, _ = at_once(use, use, use, change)
     for one in sum(seen, []):
@@ -206,7 +205,7 @@ def test_nothing_that_foreign_processors_compute_is_stored(model, tmp_path):
     trajectory = invert(model, CLIP, "a star", 2, store=store, progress=False)
     kept = [entry.key for entry in store.entries()]
     edit = Edit(model, trajectory, EditConfig("a gold star", num_inference_steps=2, keyframe_interval=2), CLIP)
-    with installed(model.unet, Context(("source",))):
+    with model.installed(Context(("source",))):
         for work in (
             lambda: invert(model, OTHER, "a circle", 2, store=store, progress=False),
             lambda: run_kept(edit, store),
@@ -229,9 +228,9 @@ def test_an_error_in_the_middle_gives_the_model_back(model, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        edit.noise(watch=broken)
+        edit.predict(watch=broken)
     assert calls == [{TokenFlowAttention}] and processors(model) == before
-    assert at_once(lambda: model.predict(torch.zeros(1, 4, 16, 16), 500, model.embed("")))[0].isfinite().all()  # nobody holds it
+    assert at_once(lambda: model.predict(torch.zeros(1, 4, 16, 16), 500, model.embed("")).noise)[0].isfinite().all()  # nobody holds it
     edit.step()
 
 
@@ -303,7 +302,7 @@ CHANGES = {
     "a hook": halved_output,
     "a processor's setting": slicker_processor,
     "FreeU": lambda model: model.unet.enable_freeu(0.9, 0.2, 1.2, 1.4),
-    "injected layers": lambda model: setattr(model, "backbone", replace(model.backbone, features=())),
+    "injected layers": lambda model: setattr(model, "injectable", replace(model.injectable, features=())),
 }
 
 

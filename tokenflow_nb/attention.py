@@ -131,10 +131,18 @@ class TokenFlowAttention:
         self.context.show(self.layer, "output", outputs)
         return self.context.join(outputs)
 
+    def project(self, attn: torch.nn.Module, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        "Queries, keys and values `(n, s, c)` of tokens. A family whose layers have other names overrides this."
+        return attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
+
+    def unite(self, attn: torch.nn.Module, mixed: torch.Tensor) -> torch.Tensor:
+        "The layer's output `(n, s, c)` from what its heads found."
+        return attn.to_out[0](mixed)
+
     def _attend(self, attn, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         context, outputs = self.context, {}
         for branch, x in tokens.items():
-            query, key, value = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+            query, key, value = self.project(attn, x)
             if self.layer in context.injection.attention:
                 if branch == "source":
                     context.source[self.layer] = query, key
@@ -143,7 +151,7 @@ class TokenFlowAttention:
             if joint and context.gather:
                 key, value = context.gather(key, value)
             mix = context.kernels.joint if joint else context.kernels.frame
-            outputs[branch] = attn.to_out[0](mix(query, key, value, attn.heads))
+            outputs[branch] = self.unite(attn, mix(query, key, value, attn.heads))
         if context.joint:
             self._keep(tokens, outputs)
         context.leave(self.layer)

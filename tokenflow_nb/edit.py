@@ -351,7 +351,8 @@ def edit_key(edit: Edit) -> str:
     "The name of an edit in the store: a digest of all that decides its result."
     groups = [group.everybody for group in joint_groups(edit.keyframes.shape[-1], edit.config.max_joint_keyframes)]
     settings = edit.config.settings()
-    settings |= dict(editor=identity(edit.editor), processor=edit.denoiser.processor.__qualname__)
+    kernels = [kernel.__qualname__ for kernel in vars(edit.denoiser.kernels).values()]
+    settings |= dict(editor=identity(edit.editor), kernels=kernels)
     how = settings, edit.guidance_scale, edit.interval, edit.keyframes, groups
     return "edit-" + digest(edit.trajectory.entry.key, edit.model.digest, vars(edit.conditioning), *how)
 

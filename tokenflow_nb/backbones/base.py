@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..attention import Context, FeatureHook, Injection, TokenFlowAttention
-from .schedule import ModelError, NoiseSchedule, Prediction
+from .schedule import ModelError, Prediction, Schedule
 from ..store.fingerprint import fingerprint
 from ..support.locks import NetworkLock, lock_of
 
@@ -77,7 +77,7 @@ class Model(ABC):
 
     name: str = "model"
     guidance_scale: float = 7.5  # the default for this model
-    schedule: NoiseSchedule
+    schedule: Schedule
     injectable: Injection  # the layers that an editor may inject
     processor: type[TokenFlowAttention] = TokenFlowAttention  # how its self-attentions are computed
 

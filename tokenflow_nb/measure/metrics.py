@@ -453,7 +453,7 @@ class _Registry(Mapping[str, Metric]):
         "All metrics. A package whose metric cannot be used costs a warning, and no other metric."
         if not self._complete:
             self._complete = True
-            for point in importlib.metadata.entry_points(group="tokenflow_nb.measure.metrics"):
+            for point in importlib.metadata.entry_points(group="tokenflow_nb.metrics"):
                 try:
                     found = point.load()
                     if not inspect.ismodule(found) and found not in [each.compute for each in self._metrics.values()]:

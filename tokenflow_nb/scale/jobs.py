@@ -56,7 +56,8 @@ def _folder_digest(
 
 def _model_digest(model: str) -> str:
     "Stands for the weights and settings in a model's folder; the name itself if there is no folder."
-    folder = Path(place := MODELS[model].ids[0] if model in MODELS else model)
+    place = next(iter(MODELS[model].ids), model) if model in MODELS else model
+    folder = Path(place)
     if not folder.is_dir():
         return place
     found = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".txt"))
