@@ -41,7 +41,7 @@ EXPORTED = re.compile(r"^#\|\s*export", re.M)
 HIDDEN = re.compile(r"^#\|\s*(hide$|include:\s*false|output:\s*false)", re.M)
 NAMES_TOY = re.compile(r"\b(toy|TOY_\w+)\b")
 PLACE = re.compile(rf"/tmp/\S+|/(home|root|Users)/\S+|{re.escape(str(ROOT))}\S*")
-LARGEST = 60_000  # bytes of one picture
+LARGEST = 70_000  # bytes of one picture
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 

@@ -307,7 +307,7 @@ def test_notebooks_are_run_and_saved_and_failures_reported(tmp_path, monkeypatch
         (dict(output_type="stream", name="stdout", text="10%\r20%\n"), "a bar"),
         (dict(output_type="stream", name="stdout", text="saved to /tmp/x1/edited.mp4\n"), "/tmp/x1/edited.mp4"),
         (dict(output_type="execute_result", data={"text/plain": f"PosixPath('{ROOT}/nbs')"}, metadata={}, execution_count=1), f"{ROOT}/nbs"),
-        (dict(output_type="display_data", data={"image/png": "A" * 90_000}, metadata={}), "a picture of 67 kB"),
+        (dict(output_type="display_data", data={"image/png": "A" * 96_000}, metadata={}), "a picture of 72 kB"),
         (dict(output_type="display_data", data={"image/png": "A" * 70_000}, metadata={}), ""),
     ],
 )
@@ -324,6 +324,6 @@ def test_only_what_is_on_the_page_counts_as_shown(tmp_path, source, count):
 
 
 def test_of_two_forms_of_a_picture_one_is_kept():
-    small, large = ({"image/png": "A" * size, "image/jpeg": "B" * 50_000, "text/plain": "..."} for size in (70_000, 90_000))
+    small, large = ({"image/png": "A" * size, "image/jpeg": "B" * 50_000, "text/plain": "..."} for size in (70_000, 96_000))
     run_notebooks._keep_one(small), run_notebooks._keep_one(large)
     assert (set(small), set(large)) == ({"image/png", "text/plain"}, {"image/jpeg", "text/plain"})
