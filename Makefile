@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-colab test-lower test-browser tutorials lab export docs-readme site-preview clean
+.PHONY: help setup demo test test-colab test-lower test-browser notebooks lab export docs-readme site-preview clean
 
 help: ## this list
 	@echo 'tokenflow_nb: edit a video by a sentence, and see why it works'
@@ -38,8 +38,8 @@ demo: setup ## edit the built-in clip; results in demo/
 FRESH := scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	export HF_HUB_OFFLINE=1 HF_HOME="$$scratch/hf" TOKENFLOW_HOME="$$scratch/cache" IPYTHONDIR="$$scratch/ipython" JUPYTER_RUNTIME_DIR="$$scratch/runtime"
 
-# Two notebooks at a time with one thread each, then two files of tests at a time. Tutorials are committed executed: a test fails when one has
-# outputs of other modules than these (`make tutorials` runs those), and the first one is run with Colab's versions.
+# Two notebooks at a time with one thread each, then two files of tests at a time. All notebooks are committed executed: a test fails when one
+# is older than its code (`make notebooks` runs those). Tutorials are not run here, except the first one with Colab's versions.
 test: setup ## what CI runs: export is clean, notebooks, pytest, Colab's versions
 	@$(BIN)/python .ci/check_export.py
 	@$(FRESH) && \
@@ -60,7 +60,7 @@ test-colab test-lower: test-%: setup .venv-%/.installed
 	@echo 'Panels, imports and the first tutorial in .venv-$*' && $(FRESH) && \
 	.venv-$*/bin/python .ci/import_time.py && \
 	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=2 .venv-$*/bin/python -m pytest -p pytest_timeout tests/test_panel_*.py && \
-	.venv-$*/bin/python .ci/run_tutorials.py --check 01
+	.venv-$*/bin/python .ci/run_notebooks.py --check tutorials/01
 
 test-browser: setup ## the panels' stories in JupyterLab and chromium; takes minutes
 	@TOKENFLOW_TEST_BROWSER=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser
@@ -73,8 +73,8 @@ export: setup ## modules from notebooks, then notebooks without clutter
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
 
-tutorials: setup ## run the tutorials whose outputs are stale, and save them
-	@$(FRESH) && $(BIN)/python .ci/run_tutorials.py
+notebooks: setup ## run the notebooks and tutorials whose outputs are stale, and save them
+	@$(FRESH) && $(BIN)/python .ci/run_notebooks.py
 
 docs-readme: setup ## README.md from nbs/index.ipynb (no Quarto needed)
 	@$(BIN)/python .ci/readme.py

@@ -12,12 +12,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / ".ci"))
 
-import run_tutorials  # noqa: E402
+import run_notebooks  # noqa: E402
 import split_imports  # noqa: E402
 import website  # noqa: E402
 
 PAGES = [*website.notebooks(), "README.md", "CONTRIBUTING.md"]
 TUTORIALS = [name for name in website.listed() if name.startswith("tutorials/")]
+LIBRARY = [name for name in website.notebooks() if name not in TUTORIALS]
+SILENT = {"index.ipynb": "has no code: README.md is made from it"}  # may show nothing
 
 
 # Every page
@@ -70,12 +72,23 @@ def test_nbdev_processes_every_notebook():
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 
-# Tutorials
+# Outputs
 
 
-@pytest.mark.parametrize("name", TUTORIALS)
-def test_a_tutorials_outputs_are_not_stale(name):
-    assert not run_tutorials.stale(website.NBS / name)
+@pytest.mark.parametrize("name", website.notebooks())
+def test_outputs_are_not_stale(name):
+    assert not run_notebooks.stale(website.NBS / name)
+
+
+@pytest.mark.parametrize("name", website.notebooks())
+def test_outputs_are_fit_for_readers(name):
+    assert not run_notebooks.unfit(website.NBS / name)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_a_library_notebook_shows_something_and_is_small(name):
+    assert bool(run_notebooks.shown(website.NBS / name)) != (name in SILENT), "show what the code does, or give a reason in SILENT"
+    assert (website.NBS / name).stat().st_size < 350_000
 
 
 @pytest.mark.parametrize("name", TUTORIALS)
@@ -179,76 +192,138 @@ def test_imports_are_split_off():
 # Staleness
 
 
-@pytest.fixture
-def tutorial(tmp_path):
-    "A tutorial that imports `propagation`, as `make tutorials` saves it."
-    path, output = tmp_path / "01_x.ipynb", nbformat.v4.new_output("stream", text="2\n")
-    cell = nbformat.v4.new_code_cell("from tokenflow_nb.attention import Context\nprint(1 + 1)", outputs=[output])
-    notebook = nbformat.v4.new_notebook(cells=[cell])
-    notebook.metadata[run_tutorials.KEY] = {"ran_with": run_tutorials.ran_with(notebook)}
+def executed(folder: Path, *sources: str) -> Path:
+    "A notebook with these code cells as `make notebooks` saves it; each has an output."
+    folder.mkdir(exist_ok=True)
+    path, output = folder / "01_x.ipynb", nbformat.v4.new_output("stream", text="2\n")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source, outputs=[output]) for source in sources])
+    notebook.metadata[run_notebooks.KEY] = {"ran_with": run_notebooks.ran_with(notebook, path)}
     nbformat.write(notebook, path)
     return path
+
+
+@pytest.fixture
+def tutorial(tmp_path):
+    "A tutorial that imports `propagation`, by way of `attention`."
+    return executed(tmp_path / "tutorials", "from tokenflow_nb.attention import Context\nmodel = 'toy'\nprint(1 + 1)")
+
+
+@pytest.fixture
+def page_of_module(tmp_path):
+    "A library notebook that imports `propagation`."
+    return executed(tmp_path / "nbs", "#| export\nfrom tokenflow_nb.propagation import Plan", "print(1 + 1)")
 
 
 def changed(path: Path, edit) -> str:
     notebook = nbformat.read(path, 4)
     edit(notebook)
     nbformat.write(notebook, path)
-    return run_tutorials.stale(path)
+    return run_notebooks.stale(path)
 
 
-def test_a_fresh_tutorial_is_not_stale(tutorial):
-    assert run_tutorials.stale(tutorial) == ""
+def test_an_executed_notebook_is_not_stale(tutorial, page_of_module):
+    assert run_notebooks.stale(tutorial) == run_notebooks.stale(page_of_module) == ""
 
 
-def test_an_unexecuted_tutorial_is_stale(tutorial):
-    assert "no outputs" in changed(tutorial, lambda notebook: notebook.cells[0].update(outputs=[]))
-    assert "never run" in changed(tutorial, lambda notebook: notebook.metadata.pop(run_tutorials.KEY))
+def test_a_notebook_that_was_never_run_is_stale(tutorial, page_of_module, tmp_path):
+    for path in (tutorial, page_of_module):
+        assert "never run" in changed(path, lambda notebook: notebook.metadata.pop(run_notebooks.KEY))
+    text = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("no code")])
+    nbformat.write(text, tmp_path / "text.ipynb")
+    assert run_notebooks.stale(tmp_path / "text.ipynb") == ""
 
 
-def test_a_tutorial_with_other_code_is_stale(tutorial):
-    assert "its own code" in changed(tutorial, lambda notebook: notebook.cells[0].update(source="print(2)"))
+def test_a_notebook_with_other_code_is_stale(tutorial, page_of_module):
+    for path in (tutorial, page_of_module):
+        assert "its own code" in changed(path, lambda notebook: notebook.cells[-1].update(source="print(2)"))
 
 
-def test_a_tutorial_is_stale_when_a_module_changes_that_it_reaches(tutorial, monkeypatch, tmp_path):
+def test_a_comment_or_prose_makes_no_notebook_stale_but_a_directive_does(page_of_module):
+    assert not changed(page_of_module, lambda notebook: notebook.cells[-1].update(source="# two\nprint(1 + 1)  # is two"))
+    assert not changed(page_of_module, lambda notebook: notebook.cells.insert(0, nbformat.v4.new_markdown_cell("two")))
+    assert "its own code" in changed(page_of_module, lambda notebook: notebook.cells[-1].update(source="#| eval: false\nprint(1 + 1)"))
+
+
+def test_a_module_makes_only_those_tutorials_stale_that_reach_it(tutorial, page_of_module, monkeypatch, tmp_path):
     package = tmp_path / "tokenflow_nb"
-    for path in (*website.PACKAGE.glob("*.py"), *website.PACKAGE.glob("video/*.py")):
+    for path in website.PACKAGE.rglob("*.py"):
         copy = package / path.relative_to(website.PACKAGE)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(path.read_text())
-    monkeypatch.setattr(run_tutorials, "ROOT", tmp_path)
-    assert run_tutorials.stale(tutorial) == ""
+    monkeypatch.setattr(run_notebooks, "ROOT", tmp_path)
+    assert run_notebooks.stale(tutorial) == ""
     with (package / "edit.py").open("a") as file:  # is not imported
         file.write("x = 1\n")
     with (package / "propagation.py").open("a") as file:  # by way of `attention`; but a comment changes nothing
         file.write("\n# a comment\n")
-    assert run_tutorials.stale(tutorial) == ""
+    assert run_notebooks.stale(tutorial) == ""
     with (package / "propagation.py").open("a") as file:
         file.write("x = 1\n")
-    assert "the modules that it imports" in run_tutorials.stale(tutorial)
+    assert "the modules that it imports" in run_notebooks.stale(tutorial)
+    assert run_notebooks.stale(page_of_module) == ""
 
 
 def test_cells_with_shell_and_magic_are_read():
-    cells = ["if True:\n    %pip install -q x\nfrom tokenflow_nb.store import store", "x = (7\n % 2)", "!ls"]
-    found = {path.name for path in run_tutorials.imported(cells)}
-    assert {"clip.py", "store.py", "read.py"} <= found and "edit.py" not in found  # and what they import themselves
-    assert {"command.py", "demo.py"} <= {path.name for path in run_tutorials.imported(["!tokenflow_nb demo"])}
+    cells = ["if True:\n    %pip install -q x\nfrom tokenflow_nb.inversion import invert", "x = (7\n % 2)", "!ls"]
+    found = {path.name for path in run_notebooks.imported(cells)}
+    assert {"clip.py", "inversion.py", "read.py"} <= found and "edit.py" not in found  # and what they import themselves
+    assert {"command.py", "demo.py"} <= {path.name for path in run_notebooks.imported(["!tokenflow_nb demo"])}
 
 
-def test_a_tutorial_is_stale_when_the_toy_model_changes(tutorial, monkeypatch):
-    monkeypatch.setattr(run_tutorials, "weights", lambda: "others")
-    assert "the toy model" in run_tutorials.stale(tutorial)
+def test_the_toy_model_makes_those_stale_that_name_it(tutorial, page_of_module, monkeypatch):
+    monkeypatch.setattr(run_notebooks, "weights", lambda: "others")
+    assert "the toy model" in run_notebooks.stale(tutorial) and run_notebooks.stale(page_of_module) == ""
 
 
-def test_a_tutorial_runs_saves_and_reports_a_failure(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run_tutorials, "TUTORIALS", tmp_path)
-    good = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in ("#| eval: false\n1 / 0", "print(1 + 1)")])
-    nbformat.write(good, tmp_path / "01_good.ipynb")
-    monkeypatch.setattr(sys, "argv", ["run_tutorials.py"])
-    assert run_tutorials.main() == 0 and run_tutorials.stale(tmp_path / "01_good.ipynb") == ""
-    saved = json.loads((tmp_path / "01_good.ipynb").read_text())
-    assert saved["cells"][0]["outputs"] == [] and saved["cells"][1]["outputs"][0]["text"] == ["2\n"]
-    assert re.search(r"01_good.ipynb: \d+ s", capsys.readouterr().out)
-    assert run_tutorials.main() == 0 and capsys.readouterr().out == ""  # nothing is stale
+def test_notebooks_are_run_and_saved_and_failures_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_notebooks, "NBS", tmp_path)
+    (tmp_path / "toy").mkdir()
+    good = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in ("#| eval: false\n1 / 0", "print(1 + 1)\nprint(3)")])
+    nbformat.write(good, tmp_path / "toy" / "01_good.ipynb")
+
+    def main(*given: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["run_notebooks.py", *given])
+        return run_notebooks.main()
+
+    assert main("--check", "toy/") == 0 and "never run" in run_notebooks.stale(tmp_path / "toy" / "01_good.ipynb")
+    capsys.readouterr()
+    assert main() == 0 and run_notebooks.stale(tmp_path / "toy" / "01_good.ipynb") == ""
+    saved = json.loads((tmp_path / "toy" / "01_good.ipynb").read_text())
+    assert saved["cells"][0]["outputs"] == [] and saved["cells"][1]["outputs"][0]["text"] == ["2\n", "3\n"]
+    assert re.search(r"toy/01_good.ipynb: \d+ s", capsys.readouterr().out)
+    assert main() == 0 and capsys.readouterr().out == ""  # nothing is stale
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")]), tmp_path / "02_bad.ipynb")
-    assert run_tutorials.main() == 1 and "ZeroDivisionError" in capsys.readouterr().err
+    assert main("03") == 0 and main("02") == 1 and "ZeroDivisionError" in capsys.readouterr().err
+
+
+# What readers see
+
+
+@pytest.mark.parametrize(
+    "output, why",
+    [
+        (dict(output_type="stream", name="stdout", text="32 dB\n"), ""),
+        (dict(output_type="stream", name="stderr", text="UserWarning: ...\n"), "stderr"),
+        (dict(output_type="stream", name="stdout", text="10%\r20%\n"), "a bar"),
+        (dict(output_type="stream", name="stdout", text="saved to /tmp/x1/edited.mp4\n"), "/tmp/x1/edited.mp4"),
+        (dict(output_type="execute_result", data={"text/plain": f"PosixPath('{ROOT}/nbs')"}, metadata={}, execution_count=1), f"{ROOT}/nbs"),
+        (dict(output_type="display_data", data={"image/png": "A" * 96_000}, metadata={}), "a picture of 72 kB"),
+        (dict(output_type="display_data", data={"image/png": "A" * 70_000}, metadata={}), ""),
+    ],
+)
+def test_the_checker_of_outputs_sees(tmp_path, output, why):
+    cell = nbformat.v4.new_code_cell("1", outputs=[nbformat.from_dict(output)])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "x.ipynb")
+    found = run_notebooks.unfit(tmp_path / "x.ipynb")
+    assert bool(found) == bool(why) and why in "".join(found)
+
+
+@pytest.mark.parametrize("source, count", [("print(2)", 1), ("#| hide\nprint(2)", 0), ("#| output: false\nprint(2)", 0), ("#| hide_input\nprint(2)", 1)])
+def test_only_what_is_on_the_page_counts_as_shown(tmp_path, source, count):
+    assert len(run_notebooks.shown(executed(tmp_path, source))) == count
+
+
+def test_of_two_forms_of_a_picture_one_is_kept():
+    small, large = ({"image/png": "A" * size, "image/jpeg": "B" * 50_000, "text/plain": "..."} for size in (70_000, 96_000))
+    run_notebooks._keep_one(small), run_notebooks._keep_one(large)
+    assert (set(small), set(large)) == ({"image/png", "text/plain"}, {"image/jpeg", "text/plain"})
