@@ -270,10 +270,12 @@ def _members(node: ast.ClassDef) -> Iterator[str]:
                     yield target.id if isinstance(target, ast.Name) else target.attr
 
 
+@cache
 def commands() -> dict[str, set[str]]:
     "First word of a command that we document → what may follow it."
     targets = re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
-    called = re.findall(r'_command\(\s*commands,\s*"(\w+)"', (PACKAGE / "cli.py").read_text(encoding="utf-8"))
+    code = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.glob("cli/*.py"))
+    called = re.findall(r'add_command\(commands, "(\w+)"', code)
     return {"make": set(targets), "tokenflow_nb": {*called, "COMMAND"}}
 
 

@@ -23,8 +23,8 @@ from tokenflow_nb.compare import Job
 from tokenflow_nb.compare.ablation import vae
 from tokenflow_nb.compare.data import toy_benchmark
 from tokenflow_nb.edit import EditConfig
-from tokenflow_nb.measure.metrics import Evidence, consistency_recovered
 from tokenflow_nb.measure.evaluate import measure
+from tokenflow_nb.measure.metrics import Evidence, consistency_recovered
 from tokenflow_nb.propagation import blend
 from tokenflow_nb.store import Store
 

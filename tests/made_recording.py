@@ -8,11 +8,12 @@ from tokenflow_nb.features import Layer, Recording
 from tokenflow_nb.store import Store, digest
 from tokenflow_nb.toy.world import Truth
 
-LAYERS = {
-    "up 1 · 4×4 · attn 0": Layer("up_blocks.1.attentions.0.transformer_blocks.0.attn1", "input", (4, 4)),
-    "up 2 · 8×8 · attn 1": Layer("up_blocks.2.attentions.1.transformer_blocks.0.attn1", "input", (8, 8)),
-    "up 2 · 8×8 · attn 1 out": Layer("up_blocks.2.attentions.1.transformer_blocks.0.attn1", "output", (8, 8)),
+_PLACES = {
+    "up 1 · 4×4 · attn 0": ("up_blocks.1.attentions.0.transformer_blocks.0.attn1", "input", (4, 4)),
+    "up 2 · 8×8 · attn 1": ("up_blocks.2.attentions.1.transformer_blocks.0.attn1", "input", (8, 8)),
+    "up 2 · 8×8 · attn 1 out": ("up_blocks.2.attentions.1.transformer_blocks.0.attn1", "output", (8, 8)),
 }
+LAYERS = {name: Layer(*place, name) for name, place in _PLACES.items()}
 
 
 def made_recording(
@@ -40,7 +41,8 @@ def made_recording(
     clip = Clip(pictures)
     meta = dict(
         of=of, prompt="<b>a picture</b> that moves", timesteps=list(timesteps), frames=list(range(frames)), model_digest=model_digest,
-        clip_digest=digest(clip.frames), layers=[[layer.module, layer.side, list(layer.grid)] for layer in LAYERS.values()],
+        clip_digest=digest(clip.frames),
+        layers=[[layer.module, layer.side, list(layer.grid), layer.name] for layer in LAYERS.values()],
     )
     store, key = Store(root), "features-" + digest(meta, noise, speed)
     with store.writing(key, meta) as writer:

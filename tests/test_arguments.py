@@ -22,10 +22,9 @@ from tokenflow_nb.config import Execution, Reading
 from tokenflow_nb.edit import Edit, EditConfig, edit_video, known_device
 from tokenflow_nb.editors import Editor, PlugAndPlay, SDEdit, make_editor
 from tokenflow_nb.keyframes import intervals, joint_groups, keyframe_table
-from tokenflow_nb.measure.metrics import Measure
-from tokenflow_nb.measure.page import film_strip, report_page
 from tokenflow_nb.measure.evaluate import evaluate
-from tokenflow_nb.measure.metrics import Case
+from tokenflow_nb.measure.metrics import Case, Measure
+from tokenflow_nb.measure.page import film_strip, report_page
 from tokenflow_nb.measure.report import Report, Row, bootstrap_interval
 from tokenflow_nb.scale.jobs import EditJob, edit_many
 from tokenflow_nb.scale.shard import cut_shards, edit_sharded

@@ -177,8 +177,8 @@ def test_a_prompt_that_is_too_long_names_the_words_that_are_cut(model):
 def test_latents_that_are_no_numbers_stop_the_edit_and_say_where(model, clip, tmp_path, monkeypatch):
     trajectory = invert(model, clip, "", steps=4, store=Store(tmp_path), progress=False)
     edit = Edit(model, trajectory, EditConfig(PROMPT, num_inference_steps=4, keyframe_interval=2), clip).step()
-    before, predict = edit.latents, Model.predict
-    monkeypatch.setattr(Model, "predict", lambda *a, **k: predict(*a, **k) * float("nan"))
+    before, output = edit.latents, type(model).output
+    monkeypatch.setattr(type(model), "output", lambda *a, **k: output(*a, **k) * float("nan"))
     with pytest.raises(ModelError, match=r"step 2 of 4 .*timestep \d+.*float32"):
         edit.step()
     assert edit.index == 1 and edit.latents is before

@@ -81,7 +81,7 @@ def test_the_published_preset_computes_channels_first(subject, monkeypatch):
     seen = []
     layout = lambda: subject.model.unet.conv_in.weight.is_contiguous()  # noqa: E731
     begun = lambda *args, **named: seen.append(layout()) or (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
-    monkeypatch.setattr("tokenflow_nb.bench.bench.stages", begun)
+    monkeypatch.setattr("tokenflow_nb.bench.run.stages", begun)
     for preset in ("default", "published"):
         with pytest.raises(KeyboardInterrupt):
             run_job(subject, PRESETS[preset], 2)
@@ -146,7 +146,7 @@ def test_a_preset_that_does_not_fit_is_told(monkeypatch):
     def full(*arguments, **named):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr("tokenflow_nb.bench.bench.bench_preset", full)
+    monkeypatch.setattr("tokenflow_nb.bench.machine.bench_preset", full)
     told = bench(presets=["published"], frames=2, lengths=(), resolution=(64, 64))
     assert told.failed == ("published: out of memory with 2 frames",) and "out of memory" in str(told)
 
@@ -158,15 +158,15 @@ def killed(*arguments):
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
 def test_a_length_whose_process_is_killed_costs_its_row(monkeypatch):
     asked = []
-    monkeypatch.setattr("tokenflow_nb.bench.bench._run_here", killed)
-    monkeypatch.setattr("tokenflow_nb.bench.bench.run_apart", lambda *about: asked.append(about) or run_apart(*about))
+    monkeypatch.setattr("tokenflow_nb.bench.growth._run_here", killed)
+    monkeypatch.setattr("tokenflow_nb.bench.machine.run_apart", lambda *about: asked.append(about) or run_apart(*about))
     told = bench(presets=["default"], frames=2, lengths=(4,), steps=2, resolution=(64, 64))
     assert len(told.lines) == len(told.failed) == 1 == len(asked) and told.runs == ()  # not asked at each turn
     assert "growth" in told.failed[0] and "SIGKILL" in told.failed[0] and "4 frames" in str(told)
 
 
 def test_each_length_is_measured_in_a_process_of_its_own_from_the_loaded_model(monkeypatch):
-    monkeypatch.setattr("tokenflow_nb.bench.bench.run_job", None)  # of this process
+    monkeypatch.setattr("tokenflow_nb.bench.growth.run_job", None)  # of this process
     run = run_apart("toy", 3, steps=2, resolution=(64, 64))
     assert run.frames == 3 and run.edited is None and set(run.seconds) == {"invert", "record", "edit", "decode"}
     assert run.memory > 20e6  # with what the first job takes

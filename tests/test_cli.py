@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import av
@@ -14,6 +15,9 @@ import pytest
 from PIL import Image
 
 from tokenflow_nb.cli import command as cli
+from tokenflow_nb.cli import tools
+from tokenflow_nb.cli.options import given
+from tokenflow_nb.config import Reading
 from tokenflow_nb.edit import edit_video
 
 
@@ -41,25 +45,37 @@ def options(*argv: str):
 
 def test_edit_passes_on_what_was_given_and_nothing_else():
     args = options(
-        "edit", "wolf.mp4", "a gold wolf", "--size", "128x192", "--steps", "10", "--rule", "linear", "--seed", "3", "--anew"
+        "edit", "wolf.mp4", "a gold wolf", "--size", "128x192", "--steps", "10", "--rule", "linear", "--seed", "3", "--no-resume"
     )
-    assert args.settings == dict(num_inference_steps=10, seed=3, size=(128, 192), rule="linear", resume=False)
+    assert given(args, args.settings) == dict(num_inference_steps=10, seed=3, size=(128, 192), rule="linear", resume=False)
     assert (args.model, args.device, args.published) == ("sd1.5", None, False)
-    assert options("edit", "wolf.mp4", "a gold wolf").settings == {}
+    args = options("edit", "wolf.mp4", "a gold wolf")
+    assert given(args, args.settings) == {}
 
 
-def setting_actions() -> dict[str, argparse.Action]:
-    "The options of `tokenflow_nb edit` that are settings, by the names that `edit_video` has for them."
-    command = next(iter(cli.parser()._subparsers._group_actions)).choices["edit"]
-    cli._add_settings(command)
-    return {action.dest: action for action in command._actions if isinstance(action, cli._Setting)}
+def setting_actions(name: str = "edit") -> dict[str, argparse.Action]:
+    "The options of a command that are settings, by the names that `edit_video` has for them."
+    command = next(iter(cli.parser()._subparsers._group_actions)).choices[name].complete()
+    return {action.dest: action for action in command._actions if action.dest in command.get_default("settings")}
 
 
 def test_every_option_of_edit_exists_in_python_and_the_other_way_round():
     python = inspect.signature(edit_video).parameters
     assert set(setting_actions()) <= set(python)
     elsewhere = {"clip", "prompt", "config", "model", "callback_on_step_end", "out", "device", "progress", "overrides"}
-    assert set(python) - set(setting_actions()) - elsewhere == {"editor", "store", "keep", "restore_size"}
+    assert set(python) - set(setting_actions()) - elsewhere == {"editor", "store"}
+
+
+def test_invert_reads_a_clip_as_edit_does():
+    names = {each.name for each in fields(Reading)} - {"restore_size"}
+    assert set(setting_actions("invert")) == names < set(setting_actions())
+
+
+@pytest.mark.parametrize("flag, value", [("--remeasure", True), ("--no-remeasure", False), ("--no-keep", False), ("--restore-size", True)])
+def test_a_switch_can_be_set_both_ways(flag, value):
+    "So what `--published` switches on can be switched off."
+    args = options("edit", "wolf.mp4", "a gold wolf", "--published", flag)
+    assert list(given(args, args.settings).values()) == [value]
 
 
 def test_the_defaults_in_the_help_are_those_of_python():
@@ -73,7 +89,7 @@ def test_the_defaults_in_the_help_are_those_of_python():
 # What it says
 
 
-@pytest.mark.parametrize("command", ["demo", "edit", "invert", "evaluate", "models", "cache"])
+@pytest.mark.parametrize("command", ["demo", "edit", "invert", "evaluate", "bench", "models", "cache"])
 def test_help_of_every_command_has_no_riddles(run, command):
     code, out, err = run(command, "--help")
     assert code == 0 and err == ""
@@ -84,7 +100,7 @@ def test_help_of_every_command_has_no_riddles(run, command):
 def test_help_lists_the_commands_with_examples(run):
     code, out, _ = run("--help")
     assert code == 0 and "examples:" in out and "exit codes:" in out
-    for command in ("demo", "edit", "invert", "evaluate", "models", "cache"):
+    for command in ("demo", "edit", "invert", "evaluate", "bench", "models", "cache"):
         assert f"\n    {command} " in out
 
 
@@ -98,7 +114,7 @@ def test_help_of_edit_groups_options_and_shows_defaults(run):
 def test_models_are_listed_without_paths_of_this_machine(run):
     code, out, _ = run("models")
     assert code == 0 and "ships with the package" in out and "stable-diffusion-v1-5/" in out
-    assert str(Path(cli.__file__).parent) not in out
+    assert str(Path(cli.__file__).parent.parent) not in out
 
 
 # What it refuses, and with which code
@@ -165,7 +181,7 @@ def test_an_unknown_model_gets_the_nearest_name(run, clip_file, tmp_path):
         (("--suite", "davis"), "--davis-folder DIR"),
         (("--suite", "davis", "--davis-folder", "nowhere"), "nowhere"),
         (("--suite", "toy", "--methods", "vae,tokenflo"), "methods: 'tokenflo' is unknown; did you mean 'tokenflow'? there are vae, "),
-        (("--suite", "toy", "--metrics", "warp"), "--metrics: 'warp' is unknown; there are warp_error, "),
+        (("--suite", "toy", "--metrics", "warp"), "metrics='warp' is unknown: there are warp_error, "),
         (("--suite", "toy", "--external", "vae=clips"), "'vae' is the name of a built-in method"),
         (("--suite", "toy", "--scenes", "0"), "n=0"),
     ],
@@ -221,7 +237,7 @@ def test_an_error_without_a_sentence_of_its_own_says_its_type(run, monkeypatch):
     def broken():
         raise KeyError("weights")
 
-    monkeypatch.setattr(cli, "_run_models", lambda args: broken())
+    monkeypatch.setattr(tools, "run_models", lambda args: broken())
     assert "KeyError: 'weights' (--debug shows where)" in failure(run("models"), 1)
 
 
@@ -229,7 +245,7 @@ def test_ctrl_c_is_no_failure_but_has_its_code(run, monkeypatch):
     def stopped(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_run_models", stopped)
+    monkeypatch.setattr(tools, "run_models", stopped)
     code, out, err = run("models")
     assert code == 130 and out == "" and err.strip() == "tokenflow_nb: stopped"
 

@@ -16,7 +16,7 @@ from tokenflow_nb.edit import edit_video
 from tokenflow_nb.editors import editors
 from tokenflow_nb.editors.base import EDITORS
 from tokenflow_nb.measure.metrics import METRICS, Case
-from tokenflow_nb.measure.report import evaluate
+from tokenflow_nb.measure.evaluate import evaluate
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 

@@ -7,8 +7,7 @@ from tokenflow_nb.clip import Clip, ClipError
 from tokenflow_nb.edit import edit_video
 from tokenflow_nb.measure.deflicker import deflicker
 from tokenflow_nb.measure.flow import Flow, estimate_flow
-from tokenflow_nb.measure.metrics import sharpness, warp_error
-from tokenflow_nb.measure.metrics import Case
+from tokenflow_nb.measure.metrics import Case, sharpness, warp_error
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 

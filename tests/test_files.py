@@ -23,10 +23,9 @@ from tokenflow_nb.clip import Clip, read_clip
 from tokenflow_nb.compare.suite import SuiteError, run_suite, write_report
 from tokenflow_nb.edit import Edit, EditConfig, EditError, EditResult, edit_video
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.measure.metrics import Measure
-from tokenflow_nb.measure.page import _svg, _trade_off, report_page
 from tokenflow_nb.measure.evaluate import evaluate
-from tokenflow_nb.measure.metrics import Case
+from tokenflow_nb.measure.metrics import Case, Measure
+from tokenflow_nb.measure.page import _svg, _trade_off, report_page
 from tokenflow_nb.measure.report import Report, Row
 from tokenflow_nb.support.files import FILMS, film_and_record, replaced, writable_target, write_json, write_text
 from tokenflow_nb.toy.evaluate import save_sheet
@@ -104,7 +103,7 @@ def test_a_file_that_was_there_stays_when_writing_fails(name, monkeypatch, tmp_p
 
 def test_nothing_is_written_in_place():
     "Whoever writes a file writes it through `replaced`: the parts are named so."
-    for path in sorted(Path(cli.__file__).parent.rglob("*.py")):
+    for path in sorted(Path(cli.__file__).parent.parent.rglob("*.py")):
         if path.name in ("store.py", "files.py", "memory.py") or path.parent.name in ("toy", "panels", "video"):  # has a way of its own
             continue
         found = re.findall(r"(\w+)\.(?:write_text|write_bytes|open)\(\"?[wa]?|savefig\((\w+)", path.read_text())
@@ -238,14 +237,13 @@ def test_frames_from_a_folder_have_no_sound_and_no_warning(tmp_path, result):
 
 
 def test_a_suite_keeps_the_frames_where_the_film_cannot_be_written(tmp_path, monkeypatch):
-    from tokenflow_nb.compare import suite
     from tokenflow_nb.clip import ClipError
     from tokenflow_nb.compare.data import toy_benchmark
 
     def no_film(*_, **__):
         raise ClipError("no encoder")
 
-    monkeypatch.setattr(suite, "write_clip", no_film)
+    monkeypatch.setattr("tokenflow_nb.compare.plan.write_clip", no_film)
     with pytest.warns(UserWarning, match="no film to look at: no encoder"):
         report = run_suite(toy_benchmark(1, 1, frames=2, size=64), ["vae"], tmp_path, num_inference_steps=2, metrics=["ssim"], progress=False)
     assert report.rows[0].measures and not report.errors

@@ -321,9 +321,12 @@ def test_a_container_has_no_more_than_its_limit(monkeypatch, tmp_path, limit, fr
 
 
 def test_a_run_keeps_forecast_and_measurement(model, tmp_path, nothing_known, capfd):
-    settings = dict(model=model, size=SIZE, num_inference_steps=2, keyframe_interval=2, store=Store(tmp_path / "store"))
+    settings, held = dict(model=model, size=SIZE, num_inference_steps=2, keyframe_interval=2), []
+    settings["store"] = Store(tmp_path / "store")
+    # memory that is taken anew: such a small edit may find all that it needs in what earlier tests have freed
+    settings["callback_on_step_end"] = lambda *_: held.append(torch.ones(10_000_000))
     edit_video(SCENE.render(3, size=64), "a gold star on grass", out=tmp_path / "out", progress=True, **settings)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["forecast"]["evaluations"] == count_work(3, EditConfig("a star", num_inference_steps=2, keyframe_interval=2)).total
-    assert set(record["forecast"]["seconds"]) <= set(record["timings"]) and record["memory"] > 1e5
+    assert set(record["forecast"]["seconds"]) <= set(record["timings"]) and record["memory"] > 30e6
     assert "evaluations a frame" in "".join(capfd.readouterr())

@@ -213,7 +213,7 @@ def test_an_edit_is_shown_where_it_is_and_one_that_is_done_says_so(toy):
 def test_an_edit_that_fails_says_why(toy, tmp_path, monkeypatch):
     model, clip, trajectory, _ = toy
     edit = Edit(model, trajectory, EditConfig("a <b>gold</b> star", num_inference_steps=2, keyframe_interval=3), clip)
-    monkeypatch.setattr(type(edit), "noise", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("the <b>device</b> is gone")))
+    monkeypatch.setattr(type(edit), "predict", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("the <b>device</b> is gone")))
     panel = FeaturePanel(edit, store=Store(tmp_path), worker=inline())
     assert panel.errors.text == "the <b>device</b> is gone" and "<b>device" not in panel.errors.value and not panel.state.worker.busy
     panel.close()

@@ -65,52 +65,6 @@ def test_quarto_settings_are_one_file():
     assert (ROOT / "nbs" / "_quarto.yml").resolve() == ROOT / "_quarto.yml"
 
 
-def rooms() -> dict[str, int]:
-    "Module → floor, as CONTRIBUTING.md says."
-    rows = re.findall(r"^\| (\d+) \| `([\w.]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
-    return {name: int(floor) for floor, name in rows}
-
-
-def dotted(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT / "tokenflow_nb").with_suffix("").parts)
-
-
-def imports(path: Path) -> set[str]:
-    "The modules of ours that a module imports, anywhere in it but for annotations alone."
-    tree = ast.parse(path.read_text())
-    typing = {node for outer in ast.walk(tree) if isinstance(outer, ast.If) and "TYPE_CHECKING" in ast.dump(outer.test) for node in ast.walk(outer)}
-    found, here = set(), path.relative_to(ROOT).parent.parts
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node not in typing:
-            above = here[: len(here) - node.level + 1] if node.level else ()
-            base = ".".join([*above, *filter(None, [node.module])])
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return {name.removeprefix("tokenflow_nb.") for name in found if name.startswith("tokenflow_nb.")}
-
-
-def test_the_map_of_rooms_has_every_module_and_no_other():
-    assert set(rooms()) == {dotted(path) for path in MODULES if path.name not in ("__init__.py", "_modidx.py")}
-
-
-def test_a_module_imports_only_from_floors_below():
-    floors, upward = rooms(), []
-    for package in ("panels", "baselines"):  # what a package imports itself, whoever imports the package has
-        floors[package] = max(floor for name, floor in floors.items() if name.startswith(f"{package}."))
-    for path in MODULES:
-        name, house = dotted(path), dotted(path).partition(".")[0]
-        for other in imports(path) & set(floors) if name in floors else ():
-            same_house = "." in name and other.startswith(f"{house}.")
-            if floors[other] >= floors[name] and not same_house:
-                upward.append(f"{name} (floor {floors[name]}) imports {other} (floor {floors[other]})")
-    assert not upward
-
-
-def test_what_an_import_is_was_understood():
-    assert {"keyframes", "propagation"} <= imports(ROOT / "tokenflow_nb" / "attention.py")
-    assert {"clip", "baselines.job"} <= imports(ROOT / "tokenflow_nb" / "baselines" / "patches.py")
-    assert "edit" in imports(ROOT / "tokenflow_nb" / "cli.py")  # inside of a function
-
-
 def test_changelog_speaks_of_this_version():
     import tokenflow_nb
 

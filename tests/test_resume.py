@@ -163,8 +163,8 @@ def test_a_process_does_not_wait_for_itself(model, clip, tmp_path):
     assert len(store.entries()) == 1 and not store.drafts()
 
 
-def test_a_recorded_source_gives_the_same_edit(edit):
-    live, recorded = edit(source_branch="live"), edit()
+def test_a_recorded_source_gives_the_same_edit(edit, tmp_path):
+    live, recorded = edit(tmp_path / "live", source_branch="live"), edit(source_branch="recorded")
     assert recorded.resumed_at == 0 and "record" in recorded.timings
     difference = live.edited.frames.astype(int) - recorded.edited.frames
     assert np.abs(difference).max() <= 2 and (difference != 0).mean() < 0.05

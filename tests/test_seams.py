@@ -3,6 +3,7 @@
 import ast
 import inspect
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -64,6 +65,23 @@ def test_modules_import_from_below_only():
         tuple(TopologicalSorter({name: imported(name) for name in trees()}).static_order())
     except CycleError as error:
         pytest.fail(" imports ".join(error.args[1]))
+
+
+def is_room(name: str) -> bool:
+    return (ROOT / Path(*name.split(".")[1:]) / "__init__.py").is_file()
+
+
+def test_the_map_in_contributing_has_every_module_below_those_that_it_imports():
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## The map")[2]
+    rows = [f"tokenflow_nb.{name}" for name in re.findall(r"^\| `([\w.]+)` \| \w", text, re.M)]
+    modules = {name for name in trees() if not is_room(name)} - {"tokenflow_nb._modidx"}
+    assert len(rows) == len(set(rows)) and set(rows) == modules
+    above = set()
+    for name in rows:
+        used = imported(name)
+        used |= {other for room in used if is_room(room) and not name.startswith(f"{room}.") for other in imported(room)}
+        assert {other for other in used if not is_room(other)} - {name} <= above, f"{name} imports from below its row"
+        above.add(name)
 
 
 def calls(tree: ast.AST, names: set[str]) -> bool:

@@ -262,7 +262,7 @@ def redness(evidence):
 
 def test_two_processes_give_the_figures_of_one(tmp_path, monkeypatch):
     "Also by a metric of this file, which the other processes do not know by themselves."
-    monkeypatch.setattr(METRICS, "_metrics", dict(METRICS))
+    monkeypatch.setattr(METRICS, "_things", dict(METRICS._things))
     metric("red %", better="higher", scale=100, digits=1)(redness)
     cases, methods = make_cases(3), dict(keep=keep, darken=darken)
     options = FEW | dict(metrics=["warp_error", "ssim", "clip_gain", "redness"])
@@ -289,7 +289,7 @@ def test_a_process_that_dies_is_told_and_the_rest_goes_on_later(cases, tmp_path)
 
 
 def test_what_other_processes_cannot_import_is_refused_with_a_remedy(cases, tmp_path, monkeypatch):
-    monkeypatch.setattr(METRICS, "_metrics", dict(METRICS))
+    monkeypatch.setattr(METRICS, "_things", dict(METRICS._things))
     metric("zero", name="zero")(lambda evidence: 0)
     few, methods = FEW | dict(metrics=["zero"]), dict(keep=keep)
     with pytest.raises(SuiteError, match=r"metric 'zero' cannot be sent to another process .*use processes=1"):

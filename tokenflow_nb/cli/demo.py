@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..support.files import replaced, writable_folder
 from .options import add_command, add_quiet
+from ..support.files import replaced, writable_folder
 
 if TYPE_CHECKING:
     from tokenflow_nb.result import EditResult

@@ -113,7 +113,8 @@ def _guess(work: SuiteWork, model: Model, plan: CasePlan, processes: int) -> flo
     torch.set_num_threads(threads_of(processes) if processes > 1 else threads)
     try:
         frames, *size = plan.shape
-        return forecast(frames, size, work.config, model, costs_of(model, tuple(size))).seconds / plan.pixels
+        config = replace(work.config, keyframe_interval=min(work.config.keyframe_interval or 8, frames))
+        return forecast(frames, size, config, model, costs_of(model, tuple(size))).seconds / plan.pixels
     finally:
         torch.set_num_threads(threads)
 

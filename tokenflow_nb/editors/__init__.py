@@ -4,4 +4,7 @@ from .base import Editor, Step, editors, identity, make_editor, options_of, regi
 from .pnp import PlugAndPlay
 from .sdedit import SDEdit
 
+for _kind in (PlugAndPlay, SDEdit):
+    register(_kind)
+
 __all__ = ["Editor", "PlugAndPlay", "SDEdit", "Step", "editors", "identity", "make_editor", "options_of", "register", "short_names"]

@@ -9,11 +9,10 @@ __all__ = ['PlugAndPlay']
 from dataclasses import dataclass
 
 from ..attention import Injection
-from .base import Editor, Step, register
+from .base import Editor, Step
 from ..support.settings import setting
 
 # %% ../../nbs/editors/01_pnp.ipynb #3411104d
-@register
 @dataclass(frozen=True)
 class PlugAndPlay(Editor):
     "Injects the source's features and attention for a part of the steps (Tumanyan et al. 2022, section 4)."

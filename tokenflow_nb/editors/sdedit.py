@@ -8,11 +8,10 @@ __all__ = ['SDEdit']
 # %% ../../nbs/editors/02_sdedit.ipynb #6a4dd0a4
 from dataclasses import dataclass
 
-from .base import Editor, register
+from .base import Editor
 from ..support.settings import setting
 
 # %% ../../nbs/editors/02_sdedit.ipynb #7e6634e1
-@register
 @dataclass(frozen=True)
 class SDEdit(Editor):
     "Starts from the inverted latents at a chosen strength and injects nothing (Meng et al. 2021)."

@@ -10,7 +10,6 @@ __all__ = ['Features', 'NEEDS', 'METRICS', 'Measure', 'as_pair', 'warp_error', '
            'sharpness_kept', 'background_psnr', 'ideal_inside', 'ideal_outside', 'material_accuracy']
 
 # %% ../../nbs/measure/01_metrics.ipynb #dbfe2ad5
-import importlib.metadata
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from ..store.fingerprint import fingerprint
 from ..support.arguments import check_fields, choice, instance, listed, number, one_line, refuse, shown
 from ..support.arguments import text, whole
 from ..support.locks import lock_of, process_lock
+from ..support.registry import Registry
 from ..toy.world import MATERIALS, Scene, Truth
 
 if TYPE_CHECKING:
@@ -432,53 +432,13 @@ class Metric(NamedTuple):
         return Measure(name, np.nanmean(values), values if values.ndim else ())
 
 # %% ../../nbs/measure/01_metrics.ipynb #78be193b
-class _Registry(Mapping[str, Metric]):
-    "Metrics by name. Those of installed packages are loaded when it is first read."
-
-    def __init__(self):
-        self._metrics: dict[str, Metric] = {}
-        self._complete = False
-
-    def add(self, name: str, metric: Metric) -> None:
-        "Enters a metric. Raises `ValueError` for a name that another one has; the same function may be defined anew."
-        if not name.isidentifier():
-            raise ValueError(f"metric name={name!r}: give a name of letters, digits and _, such as 'redness'")
-        before, place = self._metrics.get(name), _place(metric.compute)
-        if before and _place(before.compute) != place:
-            taken = ".".join(_place(before.compute))
-            raise ValueError(f"metric {name!r} is there already, {taken}: choose another name")
-        self._metrics[name] = metric
-
-    def _load(self) -> dict[str, Metric]:
-        "All metrics. A package whose metric cannot be used costs a warning, and no other metric."
-        if not self._complete:
-            self._complete = True
-            for point in importlib.metadata.entry_points(group="tokenflow_nb.metrics"):
-                try:
-                    found = point.load()
-                    if not inspect.ismodule(found) and found not in [each.compute for each in self._metrics.values()]:
-                        raise ValueError("it is no metric: put @metric(...) above the function")
-                except Exception as error:  # another's program: anything may be wrong with it
-                    said = " ".join(f"{type(error).__name__}: {error}".split())
-                    warnings.warn(f"metric {point.name!r} of {point.value} is left out: {said}", stacklevel=3)
-        return self._metrics
-
-    def __getitem__(self, name: str) -> Metric:
-        return self._load()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._load())
-
-    def __len__(self) -> int:
-        return len(self._load())
+def _accept(found: Any) -> None:
+    "Raises `ValueError` unless an entry point names a module of metrics, or a function that is one."
+    if not inspect.ismodule(found) and found not in [each.compute for each in METRICS.values()]:
+        raise ValueError("it is no metric: put @metric(...) above the function")
 
 
-def _place(function: Callable) -> tuple[str, str]:
-    "Module and name of a function."
-    return getattr(function, "__module__", ""), getattr(function, "__qualname__", repr(function))
-
-
-METRICS = _Registry()
+METRICS: Registry[Metric] = Registry("metric", _accept)
 
 # %% ../../nbs/measure/01_metrics.ipynb #b6ac3521
 def metric(
@@ -502,7 +462,7 @@ def metric(
             inspect.signature(function).bind(None)
         except (TypeError, ValueError) as error:
             refuse("metric", function, f"give a function of one Evidence ({error})")
-        METRICS.add(name or getattr(function, "__name__", ""), Metric(function, title, better, needs, scale, digits))
+        METRICS.enter(name or function.__name__, Metric(function, title, better, needs, scale, digits), function)
         return function
 
     return register

@@ -26,9 +26,9 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
 from .digest import digest
-from .entries import FORMAT, JOURNAL, MANIFEST, Entry, StoreError
-from .entries import are_files, as_damage, as_manifest, check_name, is_name, parse, read_notes, verify
-from .entries import changed, checksum, children, explained, is_link, refuse_link, remove, size_of
+from .entries import FORMAT, JOURNAL, MANIFEST, Entry, StoreError, are_files, as_damage, as_manifest
+from .entries import changed, check_name, checksum, children, explained, is_link, is_name, parse
+from .entries import read_notes, refuse_link, remove, size_of, verify
 
 # %% ../../nbs/store/03_drafts.ipynb #70e5f5a0
 def _own_memory(

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from .digest import cache_home, digest
-from .drafts import Draft, Writer, clean, discard, locked, scratch, scratches, sync
-from .drafts import draft_folder, draft_lock, drop_draft, find_drafts
-from .entries import JOURNAL, MANIFEST, Entry, StoreError, check_name, explained, find_entries, in_bytes
-from .entries import new_manifest, read_entry, refuse_link, remove, size_of
+from .drafts import Draft, Writer, clean, discard, draft_folder, draft_lock, drop_draft, find_drafts
+from .drafts import locked, scratch, scratches, sync
+from .entries import JOURNAL, MANIFEST, Entry, StoreError, check_name, explained, find_entries
+from .entries import in_bytes, new_manifest, read_entry, refuse_link, remove, size_of
 
 # %% ../../nbs/store/04_store.ipynb #5f4651e2
 def _publish(root: Path, writer: Writer, manifest: dict[str, Any]) -> None:
