@@ -40,7 +40,7 @@ NOT_RUN = re.compile(r"^#\|\s*(eval:\s*false|slow|gpu)", re.M)  # as `nbdev_test
 EXPORTED = re.compile(r"^#\|\s*export", re.M)
 HIDDEN = re.compile(r"^#\|\s*(hide$|include:\s*false|output:\s*false)", re.M)
 NAMES_TOY = re.compile(r"\b(toy|TOY_\w+)\b")
-PLACE = re.compile(rf"/tmp/\S+|/(home|root|Users)/\S+|{re.escape(str(ROOT))}\S*")
+PLACE = re.compile(rf"/tmp/\S+|\btmp[a-z0-9_]{{8}}\b|/(home|root|Users)/\S+|{re.escape(str(ROOT))}\S*")
 LARGEST = 70_000  # bytes of one picture
 WIDGET = "application/vnd.jupyter.widget-view+json"
 

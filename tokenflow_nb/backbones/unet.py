@@ -191,7 +191,7 @@ class StableDiffusion(Model):
     def unread(self, prompt: str) -> str:
         "A message with the words of a prompt that do not fit. Empty when all fit."
         with lock_of(self.tokenizer):
-            ids = self.tokenizer(prompt).input_ids
+            ids = self.tokenizer(prompt, verbose=False).input_ids  # it warns of errors that truncation prevents
         if len(ids) <= self._longest:
             return ""
         cut = self.tokenizer.decode(ids[self._longest - 1 : -1]).strip()
