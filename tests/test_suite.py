@@ -118,7 +118,7 @@ def test_a_killed_process_leaves_what_it_finished(cases, tmp_path):
 
 def test_another_process_knows_a_built_in_method_again():
     "Else a suite with it could not go on after a restart."
-    script = "import json; from tokenflow_nb import compare; from tokenflow_nb.compare import suite; print(json.dumps({n: suite._about(e.make()) for n, e in compare.METHODS.items()}))"
+    script = "import json; from tokenflow_nb.compare import METHODS; from tokenflow_nb.compare.plan import method_text; print(json.dumps({n: method_text(e.make()) for n, e in METHODS.items()}))"
     found = [subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in range(2)]
     assert found[0] == found[1]
     assert len(json.loads(found[0])) == len(METHODS) and "0x" not in found[0]

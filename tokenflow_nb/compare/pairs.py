@@ -107,7 +107,7 @@ def _do_case(work: SuiteWork, plan: CasePlan, threads: int) -> list[tuple[CasePl
     "A call in another process."
     torch.set_num_threads(threads)
     for name, metric in work.registered.items():
-        METRICS.add(name, metric)
+        METRICS.enter(name, metric, metric.compute)
     return list(edits_of(work, plan, *_loaded(work.model, work.judge)))
 
 
