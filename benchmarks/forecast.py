@@ -37,7 +37,8 @@ def compared(name: str, clock: str) -> dict:
     preset = Preset(name, settings)
     config, base = preset.config("a gold star on grass", scene.caption), PeakMemory().before
     start = CLOCKS[clock]()
-    found = forecast(frames, (side, side), config, model, measure(model, (side, side), CLOCKS[clock]))
+    costs = measure(model, (side, side), CLOCKS[clock])
+    found = forecast(frames, (side, side), config, model, costs, preset.execution())
     asked = CLOCKS[clock]() - start
     clip = lambda count: rendered(scene, (side, side), count)  # noqa: E731
     subject = Subject(name, model, clip, scene.caption, "a gold star on grass")

@@ -51,8 +51,8 @@ def edited(monkeypatch):
     "No model and no edit: a result is written at once, unless the prompt says what shall go wrong. The prompts that were run."
     run = []
 
-    def edit(source, prompt, *, out, **_):
-        run.append(prompt)
+    def edit(source, *, config, out, **_):
+        run.append(prompt := config.prompt)
         if "broken" in prompt:
             raise ValueError("the film\nis torn")
         out.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ def test_the_sidebar_lists_every_notebook_once_and_nothing_else():
 
 
 def test_the_sidebar_has_its_sections():
-    assert [text for depth, text in website.sidebar() if depth == 0] == ["Start", "Tutorials", "How it works", "Reference", "Benchmarks"]
+    assert [text for depth, text in website.sidebar() if depth == 0] == ["Start", "Tutorials", "The method", "Rooms", "Results"]
 
 
 def test_no_two_notebooks_become_the_same_page():

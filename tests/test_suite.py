@@ -15,7 +15,7 @@ import pytest
 
 from tokenflow_nb.backbones.load import load_model
 from tokenflow_nb.clip import Clip
-from tokenflow_nb.compare import METHODS, suite
+from tokenflow_nb.compare import METHODS, compare, suite
 from tokenflow_nb.compare.suite import SuiteError, run_suite, write_report
 from tokenflow_nb.measure.metrics import METRICS, Case, metric
 from tokenflow_nb.measure.page import report_page
@@ -169,6 +169,16 @@ def test_a_smaller_block_may_go_on(cases, tmp_path):
     for size in (8, 2):
         run_suite(cases, dict(keep=method), tmp_path, **FEW, block_size=size)
     assert len(method.seen) == 2
+
+
+def test_methods_are_given_the_block_size(cases, model, store, tmp_path):
+    case, seen = cases[0], []
+    methods = dict(keep=lambda job: seen.append(job.execution.block_size) or job.clip)
+    run_suite([case], methods, tmp_path, **FEW, block_size=3)
+    compare(case.source, case.prompt, methods, model=model, size=(64, 64), store=store, block_size=2, progress=False)
+    assert seen == [3, 2]
+    with pytest.raises(ValueError, match="block_size=0: give a whole number of frames"):
+        run_suite([case], methods, tmp_path / "none", **FEW, block_size=0)
 
 
 # Failing

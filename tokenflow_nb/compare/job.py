@@ -42,6 +42,7 @@ class Job:
     mask: np.ndarray | None = None  # (f, h, w) bool: the object, for methods that use it
     store: Store | None = None  # None: the default cache
     progress: bool = False
+    block_size: int = Execution.block_size  # frames on the device at a time
 
     def __post_init__(self):
         check_size(self.model, self.clip)
@@ -63,7 +64,7 @@ class Job:
     @property
     def execution(self) -> Execution:
         "Only the inversion is stored, so that each method's own time can be measured."
-        return Execution(store=self.store, source_branch="live", keep=False)
+        return Execution(self.block_size, source_branch="live", keep=False, store=self.store)
 
     @cached_property
     def flow(self) -> Flow:

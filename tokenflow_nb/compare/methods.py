@@ -99,6 +99,7 @@ def compare(
     model: str | Model = "sd1.5",
     mask: np.ndarray | None = None,  # (f, h, w) bool, at the edited size: the object, for methods that use it
     store: Store | None = None,  # None: the default cache
+    block_size: int = Execution.block_size,  # frames on the device at a time; fewer need less memory
     device: str | None = None,
     progress: bool = True,
     **overrides,  # of `EditConfig`, its editor, and `Reading`, by name
@@ -106,9 +107,11 @@ def compare(
     "The same edit by each method: a result for each name. Bad arguments raise `ValueError` before any long work."
     read, settings = split_options(overrides, Reading)
     chosen, settings, reading = make_methods(methods), configured(prompt, config, settings), Reading(**read)
-    store, progress, device = Execution(store=store).store, switch("progress", progress), known_device("device", device)
+    Execution(block_size, store=store)  # raises for what is no store, and for an impossible size
+    progress, device = switch("progress", progress), known_device("device", device)
     model, clip = fitted(as_clip(source, **reading.of_file()), settings, model, reading.size, device)
-    job, results = Job(model, clip, settings, mask=mask, store=store, progress=progress), {}
+    how = dict(mask=mask, store=store, progress=progress, block_size=block_size)
+    job, results = Job(model, clip, settings, **how), {}
     about = dict(name=model.name, digest=model.digest, device=str(model.device), dtype=str(model.dtype))
     for name, method in chosen.items():
         start = time.perf_counter()

@@ -43,7 +43,7 @@ class _TimedJob(Job):
 def _job(work: SuiteWork, model: Model, case: Case) -> _TimedJob:
     "The job of a case."
     config = replace(work.config, prompt=case.prompt, source_prompt=case.source_prompt)
-    return _TimedJob(model, case.source, config, case.name, case.mask, work.store)
+    return _TimedJob(model, case.source, config, case.name, case.mask, work.store, block_size=work.block_size)
 
 
 def _edited(method: Method, job: _TimedJob, key: str) -> KeptClip:

@@ -23,7 +23,7 @@ from .. import __version__
 from ..backbones.base import Model
 from ..clip import Clip, ClipError, write_clip
 from .job import Method
-from ..config import EditConfig
+from ..config import EditConfig, Execution
 from ..editors import identity
 from ..inversion import check_size
 from ..measure.evaluate import error_line
@@ -123,6 +123,7 @@ class SuiteWork:
     flow: Any = "dis"
     store: Store | None = None
     registered: Mapping[str, Metric] = field(default_factory=dict)  # for other processes, which may not know them
+    block_size: int = Execution.block_size  # frames on the device at a time
 
     def frames(self, slug: str, method: str) -> Path:
         return self.folder / "clips" / slug / f"{method}.npz"

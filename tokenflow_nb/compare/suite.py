@@ -200,6 +200,7 @@ def run_suite(
     judge: str | Path | None = None,  # a CLIP checkpoint; None: the toy's own for toy clips or model, else ViT-L/14
     flow: Any = "dis",  # for cases that do not know theirs: "dis", "raft", or an estimator
     store: Store | None = None,  # where inversions are kept; None: the default cache
+    block_size: int = Execution.block_size,  # frames on the device at a time; fewer need less memory
     processes: int = 1,  # 2 make use of a CPU
     progress: bool = True,  # say what there is to do, and show a bar with the time left
     **settings: Any,  # of `EditConfig` and its editor, the same for all cases: num_inference_steps, guidance_scale, ...
@@ -210,7 +211,7 @@ def run_suite(
     methods, config = _methods_of(methods), _config_of(config, settings)
     names = None if metrics is None else find_metrics(metrics, SuiteError)
     processes = _check_processes(processes, methods, names, model)
-    Execution(store=store)  # raises for what is no store
+    Execution(block_size, store=store)  # raises for what is no store, and for an impossible size
     switch("progress", progress)
     check_flow(flow)
     if isinstance(cases, Case | str) or not hasattr(cases, "__getitem__") or not len(cases):
@@ -219,7 +220,8 @@ def run_suite(
     judge = _judge_name(judge, names, loaded.name == "toy" or _is_toy(cases))
     given = model if isinstance(model, Model) else str(model)
     measured = {name: METRICS[name] for name in names or METRICS}
-    work = SuiteWork(cases, methods, folder, given, loaded.digest, config, names, judge, flow, store, measured)
+    how = dict(flow=flow, store=store, registered=measured, block_size=block_size)
+    work = SuiteWork(cases, methods, folder, given, loaded.digest, config, names, judge, **how)
     plans = make_plans(work, loaded, progress)
     _tidy(folder)
     claim(work, plans)
