@@ -59,7 +59,7 @@ test-lower: ## the same with the lower bounds of pyproject.toml
 test-colab test-lower: test-%: setup .venv-%/.installed
 	@echo 'Panels, imports and the first tutorial in .venv-$*' && $(FRESH) && \
 	.venv-$*/bin/python .ci/import_time.py && \
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=2 .venv-$*/bin/python -m pytest -p pytest_timeout tests/test_panel_*.py && \
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -p pytest_timeout -p xdist.plugin -n 2 --dist loadfile tests/test_panel_*.py && \
 	.venv-$*/bin/python .ci/run_notebooks.py --check tutorials/01
 
 test-browser: setup ## the panels' stories in JupyterLab and chromium; takes minutes
