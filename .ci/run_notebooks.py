@@ -41,7 +41,7 @@ EXPORTED = re.compile(r"^#\|\s*export", re.M)
 HIDDEN = re.compile(r"^#\|\s*(hide$|include:\s*false|output:\s*false)", re.M)
 NAMES_TOY = re.compile(r"\b(toy|TOY_\w+)\b")
 PLACE = re.compile(rf"/tmp/\S+|\btmp[a-z0-9_]{{8}}\b|/(home|root|Users)/\S+|{re.escape(str(ROOT))}\S*")
-LARGEST = 70_000  # bytes of one picture
+LARGEST = 75_000  # bytes of one picture in a library notebook; a tutorial shows films
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -159,7 +159,7 @@ def unfit(path: Path) -> list[str]:
         found += [f"stderr: {text[:100]}"] if output.get("name") == "stderr" else []
         found += [f"a bar: {text[:100]!r}"] if "\r" in text else []
         found += [f"names a place of this machine: {place[0]}" for place in [PLACE.search(text)] if place]
-        found += [f"a picture of {picture // 1000} kB" for _ in range(picture > LARGEST)]
+        found += [f"a picture of {picture // 1000} kB" for _ in range(picture > LARGEST * (5 if is_tutorial(path) else 1))]
     return found
 
 

@@ -119,7 +119,7 @@ def page(monkeypatch):
 @pytest.mark.parametrize(
     "text, why",
     [
-        ("[edit](../09_edit.ipynb)", ""),
+        ("[edit](../13_edit.ipynb)", ""),
         ("[edit](../09_edt.ipynb)", "no nbs/panels/../09_edt.ipynb"),
         ("![panel](../images/panel-edit.png)", ""),
         ("![panel](images/panel-edit.png)", "no nbs/panels/images/panel-edit.png"),

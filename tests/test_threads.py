@@ -15,6 +15,7 @@ import torch
 
 from kept import run_kept
 from tokenflow_nb.attention import Context, TokenFlowAttention
+from tokenflow_nb.backbones.base import Prompt
 from tokenflow_nb.backbones.load import load_model, shared_model
 from tokenflow_nb.backbones.schedule import ModelError
 from tokenflow_nb.backbones.unet import self_attentions
@@ -364,7 +365,7 @@ def test_an_edit_of_an_older_trajectory_is_the_model_of_now(tmp_path):
     second = latents()
     assert not torch.equal(first, second)
     other = Edit(model, trajectory, config, CLIP)
-    other.conditioning = replace(other.conditioning, positive=other.conditioning.positive * 0.5)
+    other.conditioning = replace(other.conditioning, positive=Prompt(other.conditioning.positive.states * 0.5))
     fresh = Edit(model, trajectory, config, CLIP, conditioning=other.conditioning)
     run_kept(fresh, store)
     assert not torch.equal(fresh.latents, second)  # other states for the same words
