@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -38,9 +38,6 @@ from ..support.arguments import text, whole
 from ..support.locks import lock_of, process_lock
 from ..support.registry import Registry
 from ..toy.world import MATERIALS, Scene, Truth
-
-if TYPE_CHECKING:
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 # %% ../../nbs/measure/01_metrics.ipynb #0707ade1
 class Measure(float):
@@ -176,7 +173,7 @@ def _judge_files(names: list[str]) -> list[str]:
     return small + weight_files("model", choose_variant("the judge", "model", names, half=False), names)
 
 
-def _read_judge(folder: Path) -> tuple["CLIPModel", "CLIPTokenizer", "CLIPImageProcessor"]:
+def _read_judge(folder: Path) -> tuple[Any, Any, Any]:
     "The parts of a CLIP. Raises `ModelError` naming the one that cannot be used."
     import transformers  # takes seconds
 
@@ -199,9 +196,9 @@ class ClipJudge:
     "A CLIP model that compares pictures with texts."
 
     checkpoint: str
-    model: "CLIPModel" = field(repr=False)
-    tokenizer: "CLIPTokenizer" = field(repr=False)
-    processor: "CLIPImageProcessor" = field(repr=False)
+    model: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    processor: Any = field(repr=False)
     _seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(repr=False, default_factory=dict)
 
     @classmethod
