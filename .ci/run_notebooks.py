@@ -41,7 +41,7 @@ EXPORTED = re.compile(r"^#\|\s*export", re.M)
 HIDDEN = re.compile(r"^#\|\s*(hide$|include:\s*false|output:\s*false)", re.M)
 NAMES_TOY = re.compile(r"\b(toy|TOY_\w+)\b")
 PLACE = re.compile(rf"/tmp/\S+|\btmp[a-z0-9_]{{8}}\b|/(home|root|Users)/\S+|{re.escape(str(ROOT))}\S*")
-LARGEST = 75_000  # bytes of one picture in a library notebook; a tutorial shows films
+LARGEST = 70_000  # bytes of one picture in a library notebook; a tutorial shows films
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 

@@ -84,6 +84,23 @@ def test_the_map_in_contributing_has_every_module_below_those_that_it_imports():
         above.add(name)
 
 
+def test_no_function_needs_a_scroll_and_no_line_is_long():
+    "But for the list of names that nbdev writes at the head of a module."
+    for name, tree in trees().items():
+        if name == "tokenflow_nb._modidx":
+            continue
+        path = ROOT / Path(*name.split(".")[1:])
+        path = path / "__init__.py" if is_room(name) or name == "tokenflow_nb" else path.with_suffix(".py")
+        listed = {
+            number for node in tree.body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+            for number in range(node.lineno, node.end_lineno + 1)
+        }
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert not [f"{path.name}:{n}" for n, line in enumerate(lines, 1) if len(line) > 120 and n not in listed]
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        assert not [f"{path.name}:{node.name}" for node in functions if node.end_lineno - node.lineno >= 40]
+
+
 def calls(tree: ast.AST, names: set[str]) -> bool:
     return any(isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in names for node in ast.walk(tree))
 

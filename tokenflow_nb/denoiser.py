@@ -104,8 +104,8 @@ class Denoiser:
         watch: Callable | None = None,
         guided: bool = True,
     ) -> Iterator[tuple[slice, Prediction]]:
-        """Rows and their guided prediction, from the first frame to the last. While the generator is open, the model has
-        TokenFlow's processors and its lock is held. Close it in the same thread if you do not read it to the end."""
+        """Rows and their guided prediction, from the first frame to the last. While the generator is open, the model
+        has TokenFlow's processors and its lock is held. Close it in the same thread unless you read it to the end."""
         count, kept = len(step.rows), self.context.keyframes if self.context else {}  # their memory is used again
         injection, recorded = self.editor.injection(step), self.record is not None
         how = dict(injection=injection, kernels=self.kernels, guided=guided, recorded=recorded)
@@ -126,7 +126,7 @@ class Denoiser:
     def _by_groups(
         self, context: Context, step: Step, keyframes: torch.Tensor, plan: Plan, watch: Callable | None
     ) -> Iterator[tuple[slice, Prediction]]:
-        "Rows and prediction of the plan's frames. After each group of keyframes come the frames that need no further one."
+        "Rows and prediction of the plan's frames. After a group of keyframes come the frames that need no further one."
         for group, base, frames in turns(plan, joint_groups(len(keyframes), self.max_joint_keyframes), self.blocks):
             context.carry(group.members.start - base)
             context.members, context.plan, context.watch = group.rows, None, None

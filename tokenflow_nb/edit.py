@@ -147,7 +147,8 @@ class Edit:
         if self.done:
             raise EditError("the edit is done: fork it, or go back()")
         timestep, below = self.timesteps[self.index], [*self.timesteps, None][self.index + 1]
-        latents, level, guided = torch.empty_like(self.latents), self.model.schedule.level(below), self.config.guided(self.index)
+        latents, level = torch.empty_like(self.latents), self.model.schedule.level(below)
+        guided = self.config.guided(self.index)
         with closing(self.denoiser.by_blocks(self.at(), self.keyframes[self.index], guided=guided)) as passes:
             for rows, prediction in passes:
                 latents[rows] = prediction.at(level)

@@ -256,7 +256,8 @@ def record(
     frames = _chosen("frames", frames, range(len(trajectory)), range(len(trajectory)))
     meta = dict(
         of="edit" if under_way else "source", prompt=source.config.prompt if under_way else source.prompt,
-        layers=[[layer.module, layer.side, list(layer.grid), layer.name] for layer in layers], timesteps=timesteps, frames=frames,
+        layers=[[layer.module, layer.side, list(layer.grid), layer.name] for layer in layers],
+        timesteps=timesteps, frames=frames,
         model_digest=model.digest, clip_digest=trajectory.entry.meta.get("clip_digest"), model=model.name,
     )
     return _recorded(model, source, meta, layers, store or Store(), progress, callback)

@@ -127,8 +127,8 @@ def check_finite(latents: torch.Tensor, place: str, model: Model):
         other = "load the model with dtype=torch.float32 (or torch.bfloat16), or "
         half = other if model.dtype == torch.float16 else ""
         raise ModelError(
-            f"latents are not finite after {place} in {model.dtype}, the network's output is too large or its weights are "
-            f"damaged: {half}lower guidance_scale"
+            f"latents are not finite after {place} in {model.dtype}, the network's output is too large or its weights "
+            f"are damaged: {half}lower guidance_scale"
         )
 
 

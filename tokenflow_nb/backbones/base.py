@@ -155,7 +155,7 @@ class Model(ABC):
     @property
     def digest(self) -> str:
         """A fingerprint of the model as it is now: two models with the same digest compute the same.
-        Raises `ModelError` while processors of the network are replaced: their results must not count as the model's."""
+        Raises `ModelError` while processors of the network are replaced: their results would not be the model's own."""
         with self.lock:
             if self.lock.changes:
                 raise ModelError(

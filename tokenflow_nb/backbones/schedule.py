@@ -186,7 +186,8 @@ class NoiseSchedule(Schedule):
         steps, scheduler = self.count(steps, argument), copy(self.scheduler)  # threads share the original
         scheduler.set_timesteps(steps)
         timesteps = [int(t) for t in scheduler.timesteps][:steps]  # "trailing" may give one more, -1, by rounding
-        beyond = max(0, timesteps[0] - (self.length - 1))  # with all 1000 steps the scheduler's offset of 1 exceeds the end
+        # with all 1000 steps the scheduler's offset of 1 exceeds the end
+        beyond = max(0, timesteps[0] - (self.length - 1))
         return [timestep - beyond for timestep in timesteps]
 
     @property

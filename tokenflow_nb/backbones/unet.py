@@ -90,8 +90,8 @@ def check_layers(unet: torch.nn.Module, injectable: Injection) -> None:
     layers = dict(unet.named_modules())
     if unknown := [name for name in (*injectable.attention, *injectable.features) if name not in layers]:
         raise ModelError(
-            f"injectable names layers that this UNet does not have ({', '.join(unknown[:3])}): leave it out, or give it "
-            "decoder_layers(unet)"
+            f"injectable names layers that this UNet does not have ({', '.join(unknown[:3])}): leave it out, or give "
+            "it decoder_layers(unet)"
         )
 
 # %% ../../nbs/backbones/02_unet.ipynb #ea296a56

@@ -7,4 +7,7 @@ from .sdedit import SDEdit
 for _kind in (PlugAndPlay, SDEdit):
     register(_kind)
 
-__all__ = ["Editor", "PlugAndPlay", "SDEdit", "Step", "editors", "identity", "make_editor", "options_of", "register", "short_names"]
+__all__ = [
+    "Editor", "PlugAndPlay", "SDEdit", "Step",
+    "editors", "identity", "make_editor", "options_of", "register", "short_names",
+]

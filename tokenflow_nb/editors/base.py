@@ -68,8 +68,8 @@ class Editor:
         return step.source_latents
 
     def network_inputs(self, step: Step) -> dict:
-        """Further arguments of the model's network, a ControlNet's residuals for instance. The step's `latents` are the whole
-        batch, `(branches · f, c, h, w)`: its frames in each of its branches."""
+        """Further arguments of the model's network, a ControlNet's residuals for instance. The step's `latents` are the
+        whole batch, `(branches · f, c, h, w)`: its frames in each of its branches."""
         return {}
 
     def injection(self, step: Step) -> Injection:

@@ -90,7 +90,8 @@ _KNOWN: dict[tuple, Costs] = {}
 
 def _key(model: Model, size: tuple[int, int]) -> tuple:
     "What the costs depend on."
-    shapes = [tuple(each.shape) for part in model.parts if isinstance(part, torch.nn.Module) for each in part.parameters()]
+    networks = [part for part in model.parts if isinstance(part, torch.nn.Module)]
+    shapes = [tuple(each.shape) for network in networks for each in network.parameters()]
     return digest(model.name, shapes), str(model.device), str(model.dtype), tuple(size)
 
 

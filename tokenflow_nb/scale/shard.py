@@ -216,7 +216,8 @@ class ShardDenoiser(Denoiser):
 
     def _meet(self, step: Step, keyframes: list[int], own: list[int]) -> None:
         "Gets the latents of all shards' keyframes at this step."
-        source, edited = (super(ShardDenoiser, self)._rows(branch, step, own).to(self.model.device) for branch in ("source", "positive"))
+        rows = super()._rows
+        source, edited = (rows(branch, step, own).to(self.model.device) for branch in ("source", "positive"))
         self.met = dict(zip(keyframes, zip(*self.ranks.gather(source, edited))))
 
     def _rows(self, branch: str, step: Step, frames: list[int]) -> torch.Tensor:

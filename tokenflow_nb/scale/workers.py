@@ -222,8 +222,9 @@ class _RayWorker:
 
 
 class RayExecutor(_Workers):
-    """Actors of the Ray cluster that this process is connected to. They keep their model, and are replaced when they die.
-    Each has one CPU, and one GPU if the cluster has any. Raises `ImportError` without Ray, `RuntimeError` without a cluster."""
+    """Actors of the Ray cluster that this process is connected to. They keep their model, and are replaced when they
+    die. Each has one CPU, and one GPU if the cluster has any.
+    Raises `ImportError` without Ray, `RuntimeError` without a cluster."""
 
     def __init__(
         self,

@@ -36,8 +36,8 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
         thing: Thing,
         code: Any,  # the class or function that it comes from
     ) -> None:
-        """Adds a thing. Raises `ValueError` for a name that is none, and for one that something else has. The same class
-        or function may come again: a cell is run twice."""
+        """Adds a thing. Raises `ValueError` for a name that is none, and for one that something else has. The same
+        class or function may come again: a cell is run twice."""
         if not re.fullmatch(self.names, str(name)):
             refuse("name", name, f"give the {self.kind} a name of letters, digits and _, such as 'mine'")
         place = f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', code)}"
