@@ -9,7 +9,7 @@ import numpy as np
 import own_family
 import pytest
 import torch
-from own_family import FlowSchedule, Patches
+from own_family import FlowAttention, FlowSchedule, Network, Patches
 
 import tokenflow_nb
 from tokenflow_nb.backbones.load import MODELS, load_model, register_model, shared_model
@@ -49,6 +49,27 @@ def test_it_is_loaded_by_its_name(family):
         family.network.enter.bias[0] += 1
         assert load_model("patches").digest != family.digest
         family.network.enter.bias[0] -= 1
+
+
+def test_a_family_whose_code_has_changed_is_another_model(family, monkeypatch):
+    "As when the cell that defines it is run again: its class, its network, its schedule, its processor."
+    first, changes = family.digest, {
+        Patches: ("output", lambda self, *given, **extra: -self.network(*given)), Network: ("forward", lambda self, latents, *given: latents),
+        FlowSchedule: ("prediction", lambda self, output, latents, timestep: None), FlowAttention: ("unite", lambda self, attn, mixed: mixed),
+    }
+    seen = set()
+    for kind, (name, function) in changes.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, name, function)
+            seen.add(family.digest)
+    assert len(seen | {first}) == 5 and family.digest == first
+    kept = shared_model("patches")
+    with monkeypatch.context() as patch:
+        patch.setattr(MODELS, "_things", dict(MODELS._things))
+        register_again = type(own_family.load)(own_family.load.__code__, vars(own_family), "load")  # the same code, another function
+        register_again.__module__, register_again.__qualname__ = own_family.load.__module__, own_family.load.__qualname__
+        register_model("patches", "again")(register_again)
+        assert shared_model("patches") is not kept
 
 
 def test_a_clip_is_inverted_and_comes_back(family, clip, store):

@@ -208,7 +208,8 @@ def shared_model(
         places = [Path(place) for place in _candidates(_as_name(name))[:1]]
         files = sorted(path for folder in places if folder.is_dir() for path in folder.rglob("*") if path.is_file())
         states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        key = str(name), str(find_device(device)), tuple(states)
+        load = MODELS[str(name)].load if str(name) in MODELS else None  # another one, when its cell was run again
+        key = str(name), str(find_device(device)), tuple(states), load
         if (model := _SHARED.get(key)) is None:
             model = _SHARED[key] = load_model(name, device)
         return model
