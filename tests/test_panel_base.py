@@ -14,20 +14,16 @@ from PIL import Image
 
 from tokenflow_nb.panels.base import (
     Busy,
-    Cache,
     Code,
     ErrorBox,
     Note,
     Panel,
-    Player,
     Progress,
-    Strip,
     Worker,
-    encode_film,
-    encode_png,
     in_words,
     progress_bar,
 )
+from tokenflow_nb.panels.films import Cache, Player, Strip, encode_film, encode_png
 
 PATIENCE = 30  # seconds until a thread that should have moved counts as stuck
 

@@ -136,7 +136,7 @@ def test_a_vote_counts_what_was_seen(panel):
 
 
 def bright(panel):
-    from tokenflow_nb.panels.base import encode_png
+    from tokenflow_nb.panels.films import encode_png
 
     return encode_png(panel.state.clips[max(panel.state.shown)][0])
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenflow_nb.backbones.schedule import Level, Prediction
 from tokenflow_nb.edit import Edit, EditConfig, EditError
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.panels.base import Cache, Worker
+from tokenflow_nb.panels.base import Worker
+from tokenflow_nb.panels.films import Cache
 from tokenflow_nb.panels.denoise import Branch, DenoisePanel, DenoiseState, clean_from_step, decode_here
 from tokenflow_nb.panels.denoise import schedule_picture
 from tokenflow_nb.store import Store

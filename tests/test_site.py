@@ -110,7 +110,7 @@ def page(monkeypatch):
         monkeypatch.setattr(website, "said", lambda name: website.Said().read(text))
         monkeypatch.setattr(website, "cells", lambda name: [])
         website.anchors.cache_clear()
-        return "panels/00_base.ipynb"
+        return "panels/01_base.ipynb"
 
     yield make
     website.anchors.cache_clear()
