@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FRAMES_IN_MEMORY', 'MANY', 'Fit', 'gather_frames', 'let_go', 'Clip', 'as_clip', 'fit_clip', 'restore_clip',
-           'read_clip', 'write_clip', 'side_by_side', 'contact_sheet']
+           'promised_frames', 'read_clip', 'write_clip', 'side_by_side', 'contact_sheet']
 
 # %% ../nbs/01_clip.ipynb #d27c1e47
 import io
@@ -391,6 +391,12 @@ def _open_source(source: Any, whole: bool, fps: float | None, background: Any) -
         return Album(found, rate, background)
     path = found[0] if isinstance(found, list) else found
     return Album(path, rate, background) if is_moving_by_pillow(path) else Film(path, whole, background)
+
+
+def promised_frames(source: str | os.PathLike) -> int:
+    "How many frames a film says that it has, at its own rate. Reads none of them. Raises `ClipError` as `read_clip`."
+    film = _open_source(source, False, None, "white")
+    return max(1, film.promised)
 
 
 def _check_length(film: Film | Album, first: int, count: int | None, rate: Fraction, size: tuple[int, int]) -> None:

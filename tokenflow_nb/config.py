@@ -42,34 +42,43 @@ class EditConfig:
             remedy="give an editor, PlugAndPlay(attention=0.5) for instance, or its name as method",
         ),
     )
-    num_inference_steps: int = setting(25, "denoising steps", check=partial(whole, least=2, of="steps"))
+    num_inference_steps: int = setting(
+        25, "denoising steps", check=partial(whole, least=2, of="steps"), group="Steps and guidance"
+    )
     guidance_scale: float | None = setting(
         None, "how strictly the prompt is followed; None: the model's own default, 7.5 for Stable Diffusion",
         check=partial(number, least=0, most=100, none="the model's own", note="1 is no guidance"),
+        group="Steps and guidance",
     )
     guidance_stop: float = setting(
-        0.4, "fraction of the steps, from the noisy end, with guidance; later steps have no negative branch", 0, 1
+        0.4, "fraction of the steps, from the noisy end, with guidance; later steps have no negative branch", 0, 1,
+        group="Steps and guidance",
     )
     keyframe_interval: int | None = setting(
         None, "frames in an interval, in each of which one keyframe is drawn; None: 8, or the length of a shorter clip",
-        check=partial(whole, least=1, of="frames", none="8, or the length of a shorter clip"),
+        check=partial(whole, least=1, of="frames", none="8, or the length of a shorter clip"), group="Keyframes",
     )
     rule: str = setting(
         "paper", "how frames draw on keyframes; joint and per_frame do without propagation",
-        choices=(*RULES, *WITHOUT_PROPAGATION),
+        choices=(*RULES, *WITHOUT_PROPAGATION), group="Keyframes",
     )
-    seed: int = setting(0, "of the keyframe draws", check=partial(whole, least=SEEDS[0], most=SEEDS[1]))
+    seed: int = setting(
+        0, "of the keyframe draws", check=partial(whole, least=SEEDS[0], most=SEEDS[1]), group="Keyframes"
+    )
     inversion_steps: int | None = setting(
         None, "steps of the inversion; None: as many as num_inference_steps",
-        check=partial(whole, least=2, of="steps", none="as many as num_inference_steps"),
+        check=partial(whole, least=2, of="steps", none="as many as num_inference_steps"), group="Inversion",
     )
-    correction: str = setting("predicted", "of the error of each inversion step", choices=tuple(CORRECTIONS))
+    correction: str = setting(
+        "predicted", "of the error of each inversion step", choices=tuple(CORRECTIONS), group="Inversion"
+    )
     remeasure: bool = setting(
-        False, "start from noise measured at the noisiest inverted timestep, as the published program does"
+        False, "start from noise measured at the noisiest inverted timestep, as the published program does",
+        group="Inversion",
     )
     max_joint_keyframes: int | None = setting(
         5, "keyframes that attend to each other; more are edited in groups; None: all together, the paper's way",
-        check=partial(whole, least=2, of="keyframes", none="all together"),
+        check=partial(whole, least=2, of="keyframes", none="all together"), group="Keyframes",
     )
 
     def __init__(self, prompt: str, source_prompt: str = "", negative_prompt: str = "", **options: Any):

@@ -167,6 +167,7 @@ class Code(anywidget.AnyWidget):
 
     _esm = static("code.js")
     _css = static("panels.css")
+    title = traitlets.Unicode("Code", help="The line that unfolds it.").tag(sync=True)
     text = traitlets.Unicode("", help="The code. Empty: nothing is shown.").tag(sync=True)
 
 # %% ../../nbs/panels/01_base.ipynb #50ee5179

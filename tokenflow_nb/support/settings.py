@@ -22,9 +22,10 @@ def setting(
     choices: tuple[str, ...] = (),
     short: str = "",  # its name among the options of `edit_video`; empty: the field's own
     check: Callable[[str, Any], Any] | None = None,  # from name and value to a plain value; None: see `check_of`
+    group: str = "",  # the title under which a panel shows it
 ) -> Any:
     "A field of a dataclass with its help and its bounds."
-    about = dict(help=help, least=least, most=most, choices=choices, short=short, check=check)
+    about = dict(help=help, least=least, most=most, choices=choices, short=short, check=check, group=group)
     return field(default=default, metadata=about)
 
 
