@@ -1,4 +1,4 @@
-"The edit panel without a browser: every way in, cancelled anywhere, wrong in every way, and equal to edit_video."
+"The edit panel without a browser: every way in, a queue, cancelled anywhere, kept films, and equal to edit_video."
 
 import threading
 
@@ -7,13 +7,13 @@ import pytest
 
 from tokenflow_nb import source
 from tokenflow_nb.clip import read_clip, write_clip
-from tokenflow_nb.config import Execution
+from tokenflow_nb.config import Execution, Reading
 from tokenflow_nb.edit import Edit, edit_video, starting
 from tokenflow_nb.forecast import measure
 from tokenflow_nb.panels import EditPanel
 from tokenflow_nb.panels.base import Worker
-from tokenflow_nb.panels.edit import TOY_SCENE, EditState, Source, edit_code, keep_upload, open_source, toy_source
-from tokenflow_nb.panels.edit import uploaded
+from tokenflow_nb.panels.clips import TOY_SCENE, Source, edit_code, open_source, toy_source
+from tokenflow_nb.panels.state import EditState, setting_defaults
 from tokenflow_nb.store import Store
 from tokenflow_nb.support.progress import drive
 from tokenflow_nb.toy.world import Scene
@@ -84,7 +84,7 @@ def cancelling(monkeypatch):
 
         monkeypatch.setattr(Edit, "step", whole(once))
         monkeypatch.setattr(source, "_record_step", whole(record_once))
-        monkeypatch.setattr("tokenflow_nb.panels.edit.learn", lambda *what: None)  # looks at the model, too
+        monkeypatch.setattr("tokenflow_nb.panels.state.learn", lambda *what: None)  # looks at the model, too
         monkeypatch.setattr(state.given, "predict", counted)
         return begun
 
@@ -110,7 +110,7 @@ def test_cancel_within_a_step_loses_nothing(make, expected, cancelling, count):
     state.render()
     assert begun[0] == count  # not one step more
     assert state.rendered is None and state.error == "" and not state.worker.busy
-    assert "Stopped" in state.progress.text and "goes on" in state.progress.text
+    assert "Stopped" in state.progress.text and [job.status for job in state.jobs] == ["stopped"]
     state.render()
     assert begun[0] == 3 * STEPS  # not one step twice
     assert same(state.rendered, expected)
@@ -133,7 +133,7 @@ def test_a_change_of_the_prompt_keeps_a_cancelled_record(make, cancelling, monke
     state.render()
     assert "recording the source, step 2" in state.progress.text
     monkeypatch.undo()
-    monkeypatch.setattr("tokenflow_nb.panels.edit.learn", lambda *what: None)  # looks at the model, too
+    monkeypatch.setattr("tokenflow_nb.panels.state.learn", lambda *what: None)  # looks at the model, too
     monkeypatch.setattr(state.given, "predict", lambda *what, **named: asked.append(len(what[0])) or predict(*what, **named))
     state.prompt = "a red star on grass"
     state.render()
@@ -210,8 +210,8 @@ def test_the_code_gives_the_same_clip(make, expected, clip, model, cache):
 def test_the_code_of_a_file_reads_that_part_of_the_file(make, tmp_path, model, cache):
     path = tmp_path / "it's a star.mp4"
     write_clip(path, SCENE.render(frames=8, size=64))
-    state = make(None, model="toy")
-    state.open(str(path), 0.25, 3)
+    state = make(None, model="toy", start=0.25, max_frames=3)
+    state.open(str(path))
     state.method, state.strength, state.negative_prompt = "sdedit", 0.5, 'a "blue" star'
     state.render()
     assert state.error == "" and len(state.rendered.edited) == 3
@@ -223,7 +223,7 @@ def test_the_code_of_a_file_reads_that_part_of_the_file(make, tmp_path, model, c
 
 def test_the_toy_clip_brings_its_settings_and_its_code(make):
     state = make(None, model="sd1.5", num_inference_steps=50)
-    state.open_toy()
+    state.open("toy")
     assert (state.model, state.prompt) == ("toy", "a gold star on grass") and state.guidance_scale is None
     made = {}
     exec(f"{state.source.before}\nclip = {state.source.code}", made)
@@ -234,7 +234,7 @@ def test_code_names_only_what_differs():
     config = EditState(prompt="a 'gold' star").config()
     assert edit_code(Source(toy_source(frames=1).clip), config, "'sd1.5'") == (
         "from tokenflow_nb.edit import edit_video\n# clip: the frames that this panel was given\n\n"
-        'result = edit_video(\n    clip,\n    "a \'gold\' star",\n    model=\'sd1.5\',\n    keyframe_interval=8,\n)\nresult'
+        'result = edit_video(\n    clip,\n    "a \'gold\' star",\n    model=\'sd1.5\',\n)\nresult'
     )
 
 
@@ -257,7 +257,11 @@ def test_bad_settings_are_said_in_words_and_put_right(make, name):
     setattr(state, name, value)
     for start in (state.preview, state.render):
         start()
-        assert words in state.error and not state.worker.busy
+        assert words in state.error and state.error_at == name and not state.worker.busy
+    if name != "model":
+        assert words in state.problems[name]  # beside the setting, before any start
+    for job in state.jobs:
+        state.cancel(job)
     assert state.previewed is None and state.rendered is None
     setattr(state, name, good)
     state.preview(frames=1)
@@ -302,58 +306,221 @@ def test_words_that_the_model_does_not_read_are_told(make):
 def test_the_outlook_follows_the_settings(make, monkeypatch):
     monkeypatch.setattr(measure, "_KNOWN", {})
     state = make(num_inference_steps=10, keyframe_interval=2)
-    assert state.outlook == f"{10 + 10 * (1.5 + 2 * 0.5 + 1) + 4 * 1.5:.0f} evaluations a frame, {FRAMES * 51} in all · 852.0 kB of disk"
-    state.num_inference_steps = 2
-    assert state.outlook.startswith("10 evaluations a frame, 42 in all")
+    each = 10 + 10 * (1.5 + 2 * 0.5 + 1) + 4 * 1.5
+    assert state.evaluations == f"{FRAMES * each:.0f} evaluations of the network, {each:.0f} a frame"
+    assert state.outlook == "The time is known after the first render · 852.0 kB of disk"
     state.guidance_scale = 1.0
-    assert state.outlook.startswith("9 evaluations")
+    assert f"{FRAMES * each:.0f}" not in state.evaluations
     for name, value in dict(keyframe_interval=0, method="pn", guidance_scale=-1.0).items():
         before = getattr(state, name)
         setattr(state, name, value)
-        assert state.outlook == ""
+        assert state.outlook == "" and name in state.problems
         setattr(state, name, before)
     state.prompt = ""
-    assert state.outlook.startswith("9 evaluations")
-    assert state.error == ""
+    assert state.outlook and state.error == "" and state.problems == {}
 
 
-def test_the_first_render_teaches_the_outlook_its_minutes(make, monkeypatch):
+def test_the_first_render_teaches_the_outlook_its_time(make, monkeypatch):
     monkeypatch.setattr(measure, "_KNOWN", {})
     state = make()
-    assert "about" not in state.outlook
+    assert "About" not in state.outlook
     state.render()
-    assert "about" in state.outlook and "on cpu" in state.outlook
+    assert "About" in state.outlook
     state.num_inference_steps = 100
-    assert "about" in state.outlook
+    assert "About" in state.outlook
 
 
 def test_nothing_is_loaded_for_an_outlook(clip, monkeypatch):
-    monkeypatch.setattr("tokenflow_nb.panels.edit.shared_model", lambda name: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("tokenflow_nb.panels.state.shared_model", lambda name: pytest.fail("a model was loaded"))
     state = EditState(clip, prompt="a star", model="sd1.5", num_inference_steps=2)
-    assert state.outlook.startswith("9 evaluations a frame") and EditState(model="sd1.5").outlook == ""
+    assert state.evaluations.endswith("9 a frame") and EditState(model="sd1.5").outlook == ""
 
 
-def test_two_clicks_on_run(clip, options, tmp_path, monkeypatch):
-    state, running, go = EditState(clip, store=Store(tmp_path), **options), threading.Event(), threading.Event()
-    once = Edit.step
+@pytest.fixture
+def held(monkeypatch):
+    "Steps wait for `go`; `running` is set when one waits."
+    running, go, once = threading.Event(), threading.Event(), Edit.step
 
-    def held(edit):
+    def hold(edit):
         running.set()
         assert go.wait(PATIENCE)
         return once(edit)
 
-    monkeypatch.setattr(Edit, "step", held)
+    monkeypatch.setattr(Edit, "step", hold)
+    return running, go
+
+
+def test_two_clicks_and_a_queue(clip, options, tmp_path, held):
+    running, go = held
+    state = EditState(clip, store=Store(tmp_path), **options)
     state.render()
     assert running.wait(PATIENCE)
     state.render()
-    assert "already rendering" in state.error
-    state.preview()
-    assert "already rendering" in state.error
-    state.open_toy()
-    assert "already rendering" in state.error and len(state.source.clip) == FRAMES
+    assert "already under way" in state.error and len(state.jobs) == 1
+    state.prompt = "a red star on grass"
+    state.render()
+    state.prompt = "a green star on grass"
+    state.render()
+    assert [job.status for job in state.jobs] == ["running", "waiting", "waiting"] and state.error == ""
+    state.cancel(state.jobs[1])  # before it starts
+    assert [job.config.prompt for job in state.jobs] == ["a gold star on grass", "a green star on grass"]
     go.set()
     assert state.worker.wait(PATIENCE)
-    assert state.rendered is not None and state.error == ""
+    assert state.jobs == () and [film.prompt for film in state.films] == ["a green star on grass", "a gold star on grass"]
+    assert state.rendered.config.prompt == "a green star on grass" and state.error == ""
+
+
+def test_a_cancel_stops_one_job_and_the_next_one_follows(clip, options, tmp_path, held):
+    running, go = held
+    state = EditState(clip, store=Store(tmp_path), **options)
+    state.render()
+    assert running.wait(PATIENCE)
+    state.prompt = "a red star on grass"
+    state.render()
+    state.cancel()
+    go.set()
+    assert state.worker.wait(PATIENCE)
+    [left] = state.jobs
+    assert left.status == "stopped" and left.config.prompt == "a gold star on grass"
+    assert state.rendered.config.prompt == "a red star on grass"
+    state.resume(left)
+    assert state.worker.wait(PATIENCE) and state.jobs == () and len(state.films) == 2
+
+
+def test_another_clip_can_be_opened_while_an_edit_runs(clip, options, tmp_path, held):
+    running, go = held
+    state = EditState(clip, store=Store(tmp_path), **options)
+    state.render()
+    assert running.wait(PATIENCE)
+    state.open("toy")
+    assert state.reader.wait(PATIENCE) and len(state.source.clip) == 24 and state.error == ""
+    go.set()
+    assert state.worker.wait(PATIENCE) and len(state.rendered.edited) == FRAMES
+
+
+def test_expected_frames_are_seen_on_the_way(make, monkeypatch):
+    monkeypatch.setattr("tokenflow_nb.panels.run.BETWEEN_LOOKS", 0.0)
+    state, seen = make(), []
+    state.observe(lambda change: seen.append(change.new), "look")
+    state.render()
+    assert [(look.step, look.steps) for look in seen if look] == [(1, STEPS), (2, STEPS)] and seen[-1] is None
+    assert seen[0].pictures.shape == (FRAMES, *state.rendered.edited.size, 3)
+    far, near = (np.abs(look.pictures.astype(int) - state.rendered.edited.frames).mean() for look in seen[:2])
+    assert near < far  # they come closer to the film
+
+
+def test_kept_films_are_found_again(make, expected, clip):
+    state = make()
+    state.render()
+    [film] = state.films
+    again = make(prompt="", num_inference_steps=2)
+    assert [each.key for each in again.films] == [film.key]
+    again.choose(again.films[0])
+    assert again.error == "" and again.rendered.config == state.rendered.config
+    assert (again.prompt, again.num_inference_steps, again.code) == (state.prompt, STEPS, state.code)
+    close = again.rendered.edited.frames.astype(int) - state.rendered.edited.frames
+    assert np.abs(close).mean() < 4  # an mp4 rounds
+    again.forget(again.films[0])
+    assert again.films == () and make().films == ()
+
+
+def test_the_same_edit_is_not_rendered_twice(make, monkeypatch):
+    state = make()
+    state.render()
+    monkeypatch.setattr(Edit, "step", lambda edit: pytest.fail("a step was taken"))
+    monkeypatch.setattr(state.given, "decode", lambda latents: pytest.fail("it was decoded again"))
+    state.rendered = None
+    state.render()
+    assert state.rendered is not None and "kept from an earlier render" in state.progress.text
+
+
+def test_damaged_films_are_no_films_and_break_nothing(make, tmp_path):
+    state = make()
+    state.render()
+    (state.films[0].entry.path / "edited.mp4").write_bytes(b"no film")
+    with pytest.warns(UserWarning, match="damaged"):
+        state.rendered = None
+        state.render()  # rendered again
+    assert state.rendered is not None
+    meta = dict(kind="film", prompt=3, frames="many", settings=[], recipe=None)
+    with Store(tmp_path / "store").writing("film-" + "0" * 32, meta) as writer:
+        writer.put_json("run", {})
+    assert len(make().films) == 1
+
+
+def test_a_film_that_cannot_be_kept_is_shown(make, expected, monkeypatch):
+    def full(*arguments):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("tokenflow_nb.panels.state.keep_film", full)
+    state = make()
+    state.render()
+    assert same(state.rendered, expected) and "could not be kept: the disk is full" in state.note and state.films == ()
+
+
+def test_saving(make, tmp_path):
+    state = make()
+    assert state.save(tmp_path / "out") is None and "nothing is rendered yet" in state.error and state.error_at == "out"
+    state.render()
+    assert state.save(tmp_path / "out") == tmp_path / "out" and state.error == ""
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"edited.mp4", "run.json"}
+
+
+def test_another_prompt_than_that_of_the_film_is_said(make):
+    state = make()
+    state.render()
+    assert state.stale == ""
+    state.prompt = "a red star on grass"
+    assert state.stale == "of an earlier prompt: a gold star on grass"
+
+
+def test_presets_go_back_to_the_defaults(make):
+    state = make()
+    state.preset("careful")
+    assert (state.num_inference_steps, state.inversion_steps) == (50, 100)
+    state.preset("draft")
+    assert (state.num_inference_steps, state.inversion_steps) == (10, None)
+
+
+def test_without_a_gpu_the_toy_is_chosen_and_that_is_said(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    state = EditState(clip, store=Store(tmp_path))
+    assert state.model == "toy" and "no GPU" in state.hint
+    assert EditState("toy", store=Store(tmp_path)).hint == ""  # its clip is of the toy world
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert EditState(clip, store=Store(tmp_path)).model == "sd1.5"
+
+
+def test_a_part_of_a_clip_and_of_a_file(make, tmp_path):
+    path = tmp_path / "star.mp4"
+    write_clip(path, SCENE.render(frames=10, size=64))
+    state = make(str(path), max_frames=4)
+    assert len(state.source.clip) == 4 and str(state.source).startswith("4 of 10 frames")
+    state.start = 0.5
+    assert state.source.reading == dict(start=0.5, max_frames=4) and state.error == ""
+    state.start = 99
+    assert "start earlier" in state.error and state.error_at == "start"
+    state.start = "soon"
+    assert "start='soon'" in state.error
+    state.start, state.stop = 0.0, 0.5
+    assert len(state.source.clip) == 4 and state.error == ""
+    frames = make(SCENE.render(frames=10, size=64))
+    assert len(frames.source.clip) == 10  # all of what was given
+    frames.stop = 0.5
+    assert len(frames.source.clip) == 4 and frames.source.code == "clip[0:4]"
+
+
+def test_another_size_and_shape(make, clip, model, cache):
+    state = make(side=32, shape="wide, 16:9")
+    state.render()
+    assert state.error == "" and state.rendered.edited.size == (32, 64) and "size=(32, 64)" in state.code
+    made = dict(clip=clip, model=model)
+    exec(state.code, made)
+    assert same(made["result"], state.rendered)
+    state.side = 0
+    state.render()
+    assert "side=0" in state.error and state.error_at == "side"
 
 
 def test_closing_in_the_middle_ends_the_thread_and_frees(clip, options, tmp_path, monkeypatch):
@@ -370,7 +537,7 @@ def test_closing_in_the_middle_ends_the_thread_and_frees(clip, options, tmp_path
     panel.close()
     go.set()
     assert panel.state.worker.wait(PATIENCE)
-    assert panel.state.rendered is None and panel.state.source is None and panel.state._runs == {} and panel.state._loaded is None
+    assert panel.state.rendered is None and panel.state.source is None and panel.state.jobs == () and panel.state._loaded is None
     panel.state.render()
     assert "closed" in panel.state.error
 
@@ -378,19 +545,6 @@ def test_closing_in_the_middle_ends_the_thread_and_frees(clip, options, tmp_path
 def test_unknown_settings_are_refused(clip):
     with pytest.raises(ValueError, match="threshold: no such setting.*pnp_f_t"):
         EditPanel(clip, threshold=0.3)
-
-
-def test_uploads_of_both_versions():
-    seven = {"clip.mp4": {"metadata": {"size": 2}, "content": b"ab"}}
-    eight = ({"name": "clip.mp4", "type": "video/mp4", "size": 2, "content": memoryview(b"ab")},)
-    assert uploaded(seven) == uploaded(eight) == [("clip.mp4", b"ab")]
-    assert uploaded({}) == uploaded(()) == []
-
-
-@pytest.mark.parametrize("name", ["../../evil.mp4", "..", "C:\\clips\\evil.mp4", "/etc/evil.mp4", ""])
-def test_an_upload_stays_in_the_cache(name, cache):
-    path = keep_upload(name, b"content")
-    assert path.resolve().is_relative_to(cache.resolve()) and path.read_bytes() == b"content" and path.is_file()
 
 
 def widgets(panel):
@@ -411,64 +565,122 @@ def panel(clip, options, tmp_path):
     made.close()
 
 
-def test_widgets_and_state_follow_each_other(panel, model):
-    labels = {"Prompt": "prompt", "Negative prompt": "negative_prompt", "Features": "pnp_f_t", "Steps": "num_inference_steps", "Seed": "seed"}
-    values = {"prompt": "a red star", "negative_prompt": "blue", "pnp_f_t": 0.25, "num_inference_steps": 7, "seed": 11}
-    for label, name in labels.items():
-        labelled(panel, label).value = values[name]
-        assert getattr(panel.state, name) == values[name]
-    panel.state.seed = 5
-    assert labelled(panel, "Seed").value == 5
-    assert labelled(panel, "Guidance").value == model.guidance_scale and panel.state.guidance_scale is None
-    labelled(panel, "Guidance").value = 9.0
-    assert panel.state.guidance_scale == 9.0
-    labelled(panel, "Model").value = "sd1.5"
-    panel.state.guidance_scale = None
-    assert labelled(panel, "Guidance").value == 7.5
+def written(form, **values):
+    "What a person writes into a form."
+    form.values = form.values | values
+
+
+def test_inputs_and_state_follow_each_other(panel):
+    written(panel.steps.prompt, prompt="a red star", negative_prompt="blue")
+    written(panel.steps.look, pnp_f_t=0.25, num_inference_steps=7, seed=11, guidance_scale=9.0)
+    state = panel.state
+    assert (state.prompt, state.negative_prompt, state.pnp_f_t, state.seed, state.guidance_scale) == ("a red star", "blue", 0.25, 11, 9.0)
+    state.seed = 5
+    assert panel.steps.look.values["seed"] == 5
+    panel.steps.look.on_action("dice")
+    assert state.seed != 5 and panel.steps.look.values["seed"] == state.seed
+
+
+def test_every_setting_has_an_input(panel):
+    shown = {spec["name"] for form in (panel.steps.clip, panel.steps.prompt, panel.steps.look) for spec in form.fields}
+    assert {*setting_defaults()} <= shown
+    assert all(spec["help"] for form in (panel.steps.look, panel.steps.clip) for spec in form.fields)
+    seen = {spec["name"]: spec.get("when") for spec in panel.steps.look.fields}
+    assert seen["strength"] == ["method", ["sdedit"]] and seen["pnp_f_t"][1] == ["pnp"]
 
 
 def test_the_outlook_is_shown(panel):
-    assert panel.state.outlook and panel.state.outlook.split(" · ")[0] in panel.outlook.value
+    assert panel.state.outlook in panel.steps.outlook.value and panel.state.evaluations in panel.steps.outlook.value
     panel.state.num_inference_steps = 17
-    assert panel.state.outlook.split(" · ")[0] in panel.outlook.value
-    panel.state.outlook = ""  # what it is while settings are not usable; the panel's own fields allow usable ones only
-    assert panel.outlook.value == ""
-
-
-def test_thresholds_are_those_of_the_method(panel):
-    labelled(panel, "Features")
-    labelled(panel, "Method").value = "sdedit"
-    labelled(panel, "Strength")
-    with pytest.raises(StopIteration):
-        labelled(panel, "Features")
+    assert panel.state.evaluations in panel.steps.outlook.value
 
 
 def test_buttons_preview_render_and_show(panel, expected):
-    assert panel.strip.layout.display == panel.player.layout.display == "none" and panel.code.text == ""
-    labelled(panel, "Preview keyframes").click()
-    assert panel.strip.layout.display is None and [len(film) for film in panel.strip.rows] == [4, 4]
-    labelled(panel, "Render clip").click()
-    assert len(panel.player.films[1]) == FRAMES and panel.player.wipe and panel.code.text == panel.state.code != ""
-    assert same(panel.state.rendered, expected)
+    stage, steps = panel.stage, panel.steps
+    assert stage.strip.layout.display == stage.actions.layout.display == "none" and len(stage.player.films) == 1
+    steps.preview.click()
+    assert stage.strip.layout.display is None and [len(film) for film in stage.strip.rows] == [4, 4]
+    steps.look.on_action("submit")  # Ctrl+Enter
+    assert len(stage.player.films) == 2 and len(stage.player.films[1]) == FRAMES and stage.player.view == "wipe"
+    assert stage.code.text == panel.state.code != "" and stage.actions.layout.display is None
+    assert same(panel.state.rendered, expected) and [item["title"] for item in stage.gallery.items] == ["a gold star on grass"]
+    assert stage.gallery.current == panel.state.film.key
+
+
+def test_a_job_has_a_line_with_its_buttons(panel, cancelling):
+    cancelling(panel.state, 2)
+    panel.steps.render.click()
+    [line] = panel.steps.jobs.children
+    words, stop, again, drop = line.children
+    assert "stopped at" in words.value and stop.layout.display == "none" and again.layout.display is None
+    again.click()
+    assert panel.steps.jobs.children == () and panel.state.rendered is not None
+
+
+def test_downloads(panel):
+    sent = []
+    panel.stage.download.send = lambda content, buffers=None: sent.append((content, buffers))
+    panel.stage.download._give("edited.mp4")
+    assert "nothing is rendered" in sent[0][0]["error"]
+    panel.steps.render.click()
+    for name, start in {"edited.mp4": b"ftyp", "before-after.mp4": b"ftyp", "run.json": b"config"}.items():
+        sent.clear()
+        panel.stage.download._give(name)
+        assert sent[-1][0]["last"] and sent[-1][0]["as"].endswith(name)
+        assert start in b"".join(piece for _, [piece] in sent)[:200]
+    sent.clear()
+    panel.stage.download._give("../secret")
+    assert sent == []
+
+
+def test_an_edit_under_way_opens_in_a_denoising_panel(panel, cancelling):
+    cancelling(panel.state, STEPS * 2 + 2)
+    panel.steps.render.click()
+    assert panel.stage.inside.layout.display is None
+    inside = panel.stage.denoise()
+    assert panel.stage.below.children[-1] is inside and inside.state.position >= 1 and inside.state.error == ""
+
+
+def test_films_are_compared(panel):
+    panel.steps.render.click()
+    panel.state.prompt = "a red star on grass"
+    panel.steps.render.click()
+    panel.stage.gallery._handle_custom_msg({"compare": [film.key for film in panel.state.films]}, [])
+    assert len(panel.stage.below.children[-1].state.clips) >= 2
+    panel.stage.gallery._handle_custom_msg({"show": panel.state.films[1].key}, [])
+    assert panel.state.prompt == "a gold star on grass"
+    panel.stage.gallery._handle_custom_msg({"remove": panel.state.films[1].key}, [])
+    assert len(panel.state.films) == 1
+
+
+def test_errors_stand_at_their_input(panel):
+    written(panel.steps.look, num_inference_steps=1)
+    assert "at least 2" in panel.steps.look.errors["num_inference_steps"] and panel.errors.value == ""
+    written(panel.steps.look, num_inference_steps=3)
+    assert panel.steps.look.errors == {}
+    written(panel.steps.prompt, prompt=" ")
+    assert panel.steps.prompt.errors == {}  # nobody likes to be told before the first word
+    panel.steps.render.click()
+    assert "say what the edited clip shows" in panel.steps.prompt.errors["prompt"]
 
 
 def test_text_of_a_person_is_escaped(panel):
-    labelled(panel, "Model").value = "<img src=x onerror=alert(1)>"
-    labelled(panel, "Render clip").click()
-    assert "<img" not in panel.errors.value and "<img" in panel.errors.text
+    written(panel.steps.prompt, model="<img src=x onerror=alert(1)>", prompt="<b>gold</b>")
+    panel.steps.render.click()
+    html = [widget.value for widget in widgets(panel) if isinstance(getattr(widget, "value", None), str)]
+    assert not any("<img" in text or "<b>" in text for text in html)
 
 
-def test_a_bad_source_is_told_in_the_panel():
-    panel = EditPanel("nowhere.mp4", worker=Worker(threaded=False))
-    assert "no such file" in panel.errors.text
+def test_a_bad_source_is_told_in_the_panel(tmp_path):
+    panel = EditPanel("nowhere.mp4", store=Store(tmp_path), worker=Worker(threaded=False))
+    assert "no such file" in panel.steps.clip.errors["path"]
     panel.close()
 
 
 def test_a_source_may_be_chosen_in_the_panel(clip_file, tmp_path):
     panel = EditPanel(store=Store(tmp_path), worker=Worker(threaded=False), model="toy")
-    labelled(panel, "Video file").value = str(clip_file)
-    labelled(panel, "Frames, at most").value = 5
-    labelled(panel, "Open").click()
-    assert panel.errors.text == "" and (panel.state.source.clip.frames == read_clip(clip_file, max_frames=5).frames).all()
-    assert open_source(str(clip_file), max_frames=5).reading == {"max_frames": 5}
+    written(panel.steps.clip, path=str(clip_file), max_frames=5)
+    panel.steps.clip.on_action("open")
+    assert panel.state.error == "" and (panel.state.source.clip.frames == read_clip(clip_file, max_frames=5).frames).all()
+    assert open_source(str(clip_file), Reading(max_frames=5)).reading == {"max_frames": 5}
     panel.close()
