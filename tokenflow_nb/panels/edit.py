@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'FILES', 'LARGEST', 'clip_inputs', 'prompt_inputs', 'look_inputs', 'Download', 'Gallery', 'button', 'row',
-           'card', 'Steps', 'said', 'Stage', 'EditPanel']
+           'card', 'Steps', 'said', 'Stage', 'has_name', 'EditPanel']
 
 # %% ../../nbs/panels/12_edit.ipynb #95f7af0d
 import json
@@ -13,11 +13,13 @@ from dataclasses import fields
 from html import escape
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import anywidget
 import ipywidgets
 import numpy as np
 import traitlets
+from IPython import get_ipython
 
 from ..backbones.load import MODELS
 from ..clip import Clip, side_by_side
@@ -393,6 +395,16 @@ class Stage:
 LARGEST = 720  # pixels: taller films are sent smaller
 
 # %% ../../nbs/panels/12_edit.ipynb #b99c865b
+_PANELS: WeakSet["EditPanel"] = WeakSet()
+
+
+def has_name(value: Any) -> bool:
+    "Whether a variable of the notebook holds a value. Without a notebook, True."
+    shell = get_ipython()
+    names = {} if shell is None else shell.user_ns
+    return shell is None or any(each is value for name, each in list(names.items()) if not name.startswith("_"))
+
+
 class EditPanel(Panel):
     "Edit a clip by a prompt: preview, render, compare with the source, keep the film, and copy the code."
 
@@ -401,6 +413,7 @@ class EditPanel(Panel):
         source: "str | Path | Clip | np.ndarray | Source | None" = None,  # "toy": an example; None: chosen in the panel
         **settings: Any,  # of `EditState`: prompt, source_prompt, model, method, num_inference_steps, ...
     ):
+        self.shown = False  # whether it has been on a page
         state = EditState(source, **settings)
         in_memory = source is not None and not isinstance(source, str | Path)
         self.steps = Steps(state, chosen=in_memory)
@@ -409,7 +422,37 @@ class EditPanel(Panel):
         form.add_class("tfnb-steps")
         columns = ipywidgets.Box([form, self.stage.box])
         columns.add_class("tfnb-columns")
-        super().__init__(state, [columns], "edit")
+        self.elsewhere = Note()
+        self.stop_others = button("Stop it", "The other render stops after its step; nothing is lost", self._stop_others)
+        super().__init__(state, [row(self.elsewhere, self.stop_others), columns], "edit")
+        _PANELS.add(self)
+        self.steps.prompt.observe(self._seen, "views")
+        self._tell_of_others()
+
+    def _others(self) -> list["EditPanel"]:
+        "Other panels of this kernel that are rendering."
+        return [each for each in list(_PANELS) if each is not self and each.comm and each.state.worker.busy]
+
+    def _seen(self, change: Any) -> None:
+        "This panel is on the page now: one that is neither on a page nor has a name any more can never be used again."
+        if change.old == 0 and change.new == 1:
+            for other in list(_PANELS):
+                gone = other is not self and other.comm and other.shown and other.steps.prompt.views <= 0
+                if gone and not has_name(other):
+                    other.close()
+        self.shown = self.shown or change.new > 0
+        self._tell_of_others()
+
+    def _tell_of_others(self, _: Any = None) -> None:
+        others = self._others()
+        self.elsewhere.say("Another panel of this notebook is rendering; this one waits for the model." if others else "")
+        self.stop_others.layout.display = None if others else "none"
+        for other in others:
+            other.state.worker.observe(self._tell_of_others, "busy")
+
+    def _stop_others(self) -> None:
+        for other in self._others():
+            other.state.cancel()
 
     def _show(self, error: str) -> None:
         "Errors that belong to no input are shown at the end of the panel."

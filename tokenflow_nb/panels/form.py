@@ -62,6 +62,7 @@ class Form(anywidget.AnyWidget):
     fields = traitlets.List(traitlets.Dict(), help="The inputs, see `spec_of`.").tag(sync=True)
     values = traitlets.Dict(help="The value of each input by name.").tag(sync=True)
     errors = traitlets.Dict(help="Messages by the name of the input below which they stand.").tag(sync=True)
+    views = traitlets.Int(help="How many times the form is on a page now, as far as the browser has said.")
 
     def __init__(
         self,
@@ -71,7 +72,13 @@ class Form(anywidget.AnyWidget):
     ):
         super().__init__(fields=list(specs), values=values or {})
         self.on_action = on_action
-        self.on_msg(lambda widget, content, buffers: self.on_action(content.get("action", "")))
+        self.on_msg(self._heard)
+
+    def _heard(self, _: Any, content: dict[str, Any], buffers: Any) -> None:
+        if "action" in content:
+            self.on_action(content["action"])
+        elif "view" in content:
+            self.views += content["view"]
 
     def set(self, **values: Any) -> None:
         "Changes some values."

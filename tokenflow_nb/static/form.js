@@ -133,7 +133,9 @@ function render({ model, el }) {
   const listeners = { "change:fields": layOut, "change:values": show, "change:errors": show };
   for (const [event, listener] of Object.entries(listeners)) model.on(event, listener);
   layOut();
+  model.send({ view: 1 });
   return () => {
+    model.send({ view: -1 });
     for (const [event, listener] of Object.entries(listeners)) model.off(event, listener);
   };
 }
