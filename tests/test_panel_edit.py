@@ -281,7 +281,7 @@ def test_no_clip_and_no_such_file_and_no_video(make, tmp_path):
     state.open(str(tmp_path / "nowhere.mp4"))
     assert "no such file" in state.error
     state.open("")
-    assert "toy clip" in state.error
+    assert "take an example" in state.error
     (tmp_path / "letter.mp4").write_text("Dear Sir")
     state.open(str(tmp_path / "letter.mp4"))
     assert "not a video" in state.error and state.source is None

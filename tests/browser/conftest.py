@@ -192,3 +192,35 @@ def shots(folder):
         return files
 
     return taken
+
+
+SERIOUS = ("serious", "critical")
+
+
+@pytest.fixture(scope="session")
+def axe_script(tmp_path_factory) -> str:
+    "The source of axe-core, from npm."
+    folder = tmp_path_factory.mktemp("axe")
+    if not shutil.which("npm"):
+        pytest.skip("needs npm, which fetches axe-core: `apt-get install npm`")
+    got = subprocess.run(["npm", "install", "--silent", "--prefix", folder, "axe-core@4"], capture_output=True, text=True)
+    if got.returncode:
+        pytest.skip(f"axe-core could not be fetched from npm: {got.stderr[-200:]}")
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def axe(axe_script):
+    "Fails where axe-core finds something serious in a part of the page, in the light and the dark theme."
+
+    def check(page, selector: str):
+        page.evaluate(axe_script)
+        for theme, title in THEMES.items():
+            page.evaluate("name => jupyterapp.commands.execute('apputils:change-theme', { theme: name })", title)
+            page.locator(f'body[data-jp-theme-name="{title}"]').wait_for(state="attached")
+            page.wait_for_timeout(500)
+            found = page.evaluate("async (selector) => (await axe.run(selector)).violations", selector)
+            bad = [f"{theme}: {each['id']}: {each['nodes'][0]['html'][:200]}" for each in found if each["impact"] in SERIOUS]
+            assert not bad, "\n".join(bad)
+
+    return check

@@ -268,7 +268,7 @@ class Stage:
         self.download = Download(self._file, files=[dict(name=name, label=label) for name, label in FILES.items()])
         self.code, self.gallery, self.below = Code(title="Code of this edit"), Gallery(self._event), ipywidgets.VBox()
         inside = button("Look inside", "Go through the steps of this edit in a denoising panel", self.denoise)
-        compare = button("Compare with the source", "Difference, cut along time, blind vote", lambda: self.compare([]))
+        compare = button("Compare with the source", "Difference, cut along time, blind vote", self.compare)
         self.actions = ipywidgets.VBox([row(self.download, compare), save, self.code])
         self.inside = row(inside)
         box = ipywidgets.VBox(
@@ -353,11 +353,15 @@ class Stage:
         twin.keep_history = True
         return twin
 
-    def compare(self, keys: Sequence[str]) -> ComparePanel | None:
+    def compare(self, keys: Sequence[str] = ()) -> ComparePanel | None:
         "Opens films in a comparing panel below: these of the kept ones, or the shown one with its source."
         kept = [film.result() for film in self.state.films if film.key in keys]
-        results = kept or [self.state.rendered]
-        return self._open("Comparison", ComparePanel(results))
+        try:
+            panel = ComparePanel(kept or [self.state.rendered])
+        except ValueError as error:  # films of different length or size
+            self.state.fail(error, "films")
+            return None
+        return self._open("Comparison", panel)
 
     def _open(self, title: str, panel: Panel) -> Panel:
         def close() -> None:

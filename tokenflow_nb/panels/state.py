@@ -27,11 +27,12 @@ from ..forecast.measure import known_costs, learn
 from ..forecast.plan import forecast, in_time
 from ..forecast.work import count_work
 from .base import Busy, Progress, Worker, in_words
-from .clips import EXAMPLES, Source, edit_code, open_source, wanted_size
+from .clips import EXAMPLES, SHAPES, Source, edit_code, open_source, wanted_size
 from .kept import Kept, film_key, keep_film, kept_films
 from .run import Look, Run
 from ..result import EditResult
 from ..store import Store, StoreError, in_bytes
+from ..support.arguments import LARGEST_SIDE, choice, whole
 from ..support.settings import short_name
 
 # %% ../../nbs/panels/11_state.ipynb #7c5f75fe
@@ -149,7 +150,7 @@ class EditState(traitlets.HasTraits):
         super().__init__(model=str(chosen))
         self.store, self.worker, self.progress = store or Store(), worker or Worker(), Progress()
         self.reader = Worker(threaded=self.worker.threaded)  # another clip can be opened while an edit runs
-        self.worker.on_error, self.reader.on_error = self._failed, lambda error: self._failed(error, "clip")
+        self.worker.on_error, self.reader.on_error = self.fail, lambda error: self.fail(error, "clip")
         self._loaded, self._fitted, self._closed, self._count, self._hint = self.given, {}, False, 0, hint
         self._begin(source, {} if model is None else dict(model=self.model), settings)
         self._try(lambda: setattr(self, "films", tuple(kept_films(self.store))))
@@ -178,6 +179,8 @@ class EditState(traitlets.HasTraits):
         "The checked settings; `instead` replaces some of them. Raises `ValueError`."
         own = short_names(editors()[self.method]) if self.method in editors() else ()
         wanted = {name: getattr(self, name) for name in (*EDIT, "method", *own)} | instead
+        whole("side", self.side, 8, LARGEST_SIDE, of="pixels", none="the model's own")
+        choice("shape", self.shape, SHAPES)
         if self.source is not None and type(wanted["keyframe_interval"]) is int:
             wanted["keyframe_interval"] = min(wanted["keyframe_interval"], len(self.source.clip))
         return EditConfig(**wanted)
@@ -271,7 +274,7 @@ class EditState(traitlets.HasTraits):
         try:
             reading = self.reading
         except ValueError as error:
-            return self._failed(error, "clip")
+            return self.fail(error, "clip")
         if self.source is not None and not self._closed and reading != self._read:
             self.open(self.source.origin or self.source)
 
@@ -323,13 +326,13 @@ class EditState(traitlets.HasTraits):
                 raise ValueError("no clip yet: open a film, upload one, or take an example")
             config = self.config()
         except (ValueError, Busy) as error:
-            return self._failed(error, "clip" if self.source is None else "")
+            return self.fail(error, "clip" if self.source is None else "")
         self.error = self.error_at = ""
         self._count += 1
         job = Job(self._count, kind, self.source, config, self.settings | more)
         known = next((each for each in self.jobs if each.same(job)), None)
         if known and known.status in ("waiting", "running"):
-            return self._failed(Busy("this edit is already under way: wait, or change a setting"), "render")
+            return self.fail(Busy("this edit is already under way: wait, or change a setting"), "render")
         if known:
             return self.resume(known)
         self.jobs = (*self.jobs, job)
@@ -358,13 +361,16 @@ class EditState(traitlets.HasTraits):
                 self._do(job, stop)
             except Exception as error:
                 job.status, job.text = "failed", in_words(error)
-                self._failed(error)
+                self.fail(error)
             except BaseException:
                 job.status, job.text = "stopped", "interrupted"
                 raise
 
     def _do(self, job: Job, stop: Event) -> None:
         self.progress.start(f"{job.kind}: {job.config.prompt}")
+        for other in self.jobs:  # a paused run holds its parts of the store, which this one may need
+            if other is not job:
+                other.close()
         if job.kind == "render" and (film := self._kept(job)):
             self._choose(film)
             return self._end(job, "kept from an earlier render")
@@ -475,15 +481,15 @@ class EditState(traitlets.HasTraits):
         try:
             worker.start(task, work)
         except Busy as busy:
-            self._failed(busy, at)
+            self.fail(busy, at)
 
     def _try(self, work: Callable[[], None], at: str = "") -> None:
         try:
             work()
         except Exception as error:
-            self._failed(error, at)
+            self.fail(error, at)
 
-    def _failed(self, error: BaseException, at: str = "") -> None:
+    def fail(self, error: BaseException, at: str = "") -> None:
         self.error_at = setting_in(error) or at
         self.error = in_words(error)
         if not isinstance(error, Busy):  # with `Busy`, the other work still uses the bar
