@@ -568,7 +568,7 @@ class EditPanel(Panel):
     ):
         state = EditState(source, **settings)
         self.strip = Strip(label="Previewed keyframes", height=128)
-        self.player = Player(wipe=True, names=["source", "edited"])
+        self.player = Player(view="wipe", names=["source", "edited"])
         self.code, self.note, self.outlook = Code(), Note(), Note()
         examples = dict(source_prompt="a blue star on grass", prompt="a gold star on grass")
         labels = dict(source_prompt="Source prompt", prompt="Prompt")
