@@ -108,7 +108,7 @@ class FeatureState(traitlets.HasTraits):
     frame = traitlets.Int(help="The current frame, by its place among the recorded frames.")
     point = traitlets.Dict(help="The picked point: frame (place among the recorded), x and y in [0, 1]. Empty: none.")
     recording = traitlets.Instance(Recording, allow_none=True, help="The recorded tokens.")
-    films = traitlets.List(help="Rows of PNGs: clip, components, redundancy.")
+    films = traitlets.List(help="Films: clip, components, redundancy.")
     titles = traitlets.List(help="A title for each row.")
     marks = traitlets.List(help="The matches of the point, as marks of a `Strip`.")
     words = traitlets.Unicode(help="The matches of the point, or the advice, in words.")
@@ -245,7 +245,7 @@ class FeatureState(traitlets.HasTraits):
             projection, *components = self.cache.get(("pca", *key), self._components)
             compared = ("redundancy", *key)
             found, *again = self.cache.get(compared, list) if compared in self.cache else [None]
-            again = again or encode_film(np.full((1, *layer.grid, 3), 128, np.uint8)) * len(film)
+            again = again or [*encode_film(np.full((1, *layer.grid, 3), 128, np.uint8))] * len(film)
             self.titles = row_titles(self.recording.kind, layer, self.timestep, projection, found)
             self.films = [film, components, again]
             self._match(None)
@@ -296,7 +296,7 @@ class FeaturePanel(Panel):
         self.again = ipywidgets.Button(description="Record", tooltip=again)
         self.cancel = ipywidgets.Button(description="Cancel", tooltip="Stop the present work", disabled=True)
         self.advice = ipywidgets.Button(description="Advise", tooltip=advice)
-        self.player, self.strip = Player(height=128), Strip(label="Clip, components, redundancy")
+        self.player, self.strip = Player(height=160, views=[]), Strip(label="Clip, components, redundancy")
         self.words, self._following = Note(), False
         sliders = ipywidgets.HBox([self.layer, self.timestep], layout=_WRAP)
         buttons = ipywidgets.HBox([self.again, self.cancel, self.advice], layout=_WRAP)

@@ -376,7 +376,7 @@ class Player(Screen):
     height = traitlets.Int(
         None, allow_none=True, help="Largest height of a film on the page, in pixels; None: as the page allows."
     ).tag(sync=True)
-    keys = traitlets.List(
+    letters = traitlets.List(
         traitlets.Unicode(), help="Letters that `on_key` is told of when they are pressed in the panel around."
     ).tag(sync=True)
     question = traitlets.Int(
@@ -395,11 +395,11 @@ class Player(Screen):
         self._show(change["new"])
 
     def on_key(self, told: Callable[[str], None]) -> None:
-        "Calls a function with each letter of `keys` that is pressed, at most once for each `question`."
+        "Calls a function with each letter of `letters` that is pressed, at most once for each `question`."
         self._told = told
 
     def _heard(self, widget: Any, content: dict[str, Any], buffers: Any) -> Future | None:
-        if self._told and content.get("pressed") in self.keys and self._last != content["question"] == self.question:
+        if self._told and content.get("pressed") in self.letters and self._last != content["question"] == self.question:
             self._last = self.question
             self._told(content["pressed"])
         return super()._heard(widget, content, buffers)

@@ -187,16 +187,16 @@ export class Films {
     this.decoding.add(name);
     try {
       const picture = await this.decode(blob, this.scale?.(film));
-      if (film.bytes.get(frame) !== blob) return picture.close(); // the film is gone, or a better picture came
-      film.decoded.add(frame);
-      this.pictures.set(name, picture, 4 * picture.width * picture.height);
+      if (film.bytes.get(frame) === blob) {
+        film.decoded.add(frame);
+        this.pictures.set(name, picture, 4 * picture.width * picture.height);
+      } else picture.close(); // the film is gone, or a better picture came meanwhile
     } catch (error) {
       film.broken.add(frame);
       this.failure = `frame ${frame} cannot be decoded: ${error.message ?? error}`;
-    } finally {
-      this.decoding.delete(name);
     }
-    if (film.bytes.get(frame) !== blob) this.open(film, frame);
+    this.decoding.delete(name);
+    if (film.bytes.get(frame) !== blob) return this.open(film, frame);
     if (film.before && film.decoded.size >= film.frames) {
       if (!this.list.includes(film.before)) this.forget(film.before);
       film.before = null;

@@ -428,7 +428,7 @@ function render({ model, el }) {
     const letter = event.key.toLowerCase();
     const writes = event.target.matches?.("textarea, select, input:not([type=range]):not([type=checkbox])");
     if (event.ctrlKey || event.metaKey || event.altKey || writes || !around.contains(event.target)) return;
-    if (!model.get("keys").includes(letter)) return;
+    if (!model.get("letters").includes(letter)) return;
     event.preventDefault();
     event.stopPropagation();
     const question = model.get("question");
@@ -438,10 +438,10 @@ function render({ model, el }) {
     model.send({ pressed: letter, question });
   };
   document.addEventListener("keydown", onLetter, true);
-  const onKeys = () => {
+  const onLetters = () => {
     const focused = document.activeElement;
     const around = box.closest(".tfnb-panel") ?? box;
-    if (model.get("keys").length && (focused === document.body || around.contains(focused))) stage.focus({ preventScroll: true });
+    if (model.get("letters").length && (focused === document.body || around.contains(focused))) stage.focus({ preventScroll: true });
   };
 
   const onFilms = () => {
@@ -457,7 +457,7 @@ function render({ model, el }) {
     "change:frame": () => model.get("frame") !== frame && go(model.get("frame")),
     "change:playing": follow,
     "change:fps": () => running && start(),
-    "change:keys": onKeys,
+    "change:letters": onLetters,
   };
   for (const name of ["names", "height", "view", "views", "axis"]) listeners[`change:${name}`] = layOut;
   for (const [event, listener] of Object.entries(listeners)) model.on(event, listener);
