@@ -46,13 +46,15 @@ class Source:
 
 
 def open_source(
-    source: "str | Path | Clip | np.ndarray",  # a video file, a clip, or frames (f, h, w, 3)
+    source: "str | Path | Clip | np.ndarray",  # a video file, "toy", a clip, or frames (f, h, w, 3)
     start: float = 0.0,  # of a file: seconds from the beginning
     max_frames: int | None = None,  # of a file: the largest number of frames; None: all
 ) -> Source:
     "The source of an edit. Raises `ClipError` if it is not a clip, and `ValueError` for an empty path."
     if not isinstance(source, str | Path):
         return Source(as_clip(source))
+    if source == "toy":
+        return toy_source()
     if not str(source).strip():
         raise ValueError("no video file is named: type its path, upload one, or use the toy clip")
     reading = dict(start=start) if start else {}
@@ -213,7 +215,9 @@ class EditState(traitlets.HasTraits):
         self.worker.on_error = self._failed
         self._loaded, self._runs, self._fitted, self._closed = self.given, {}, {}, False
         if source is not None:
-            self._try(lambda: self._take(source if isinstance(source, Source) else open_source(source)))
+            self._try(lambda: self._take_toy() if source == "toy" else self._take(
+                source if isinstance(source, Source) else open_source(source)
+            ))
         self.observe(self._foresee, [*setting_names(), "model", "source"])
         self._foresee()
 
@@ -562,7 +566,7 @@ class EditPanel(Panel):
 
     def __init__(
         self,
-        source: "str | Path | Clip | np.ndarray | None" = None,  # None: the panel has inputs to choose it
+        source: "str | Path | Clip | np.ndarray | None" = None,  # "toy": toy clip and model; None: chosen in the panel
         **settings: Any,  # of `EditState`: prompt, source_prompt, model, method, num_inference_steps, ...
     ):
         state = EditState(source, **settings)
