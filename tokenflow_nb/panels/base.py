@@ -310,11 +310,12 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 _SAYS = ("prompt", "words", "note", "outlook", "error")  # traits of states that are text for people
 _SHOWS = ("rendered", "previewed", "clip", "clips", "recording")  # what a state may have that has a picture
 # While the panel lives, the picture that is saved for later is not shown below it.
-_HIDES = "<style>.jp-OutputArea-child:has(.tfnb-panel) + .jp-OutputArea-child:has(.jp-RenderedImage) {display: none}</style>"
+_OUTPUT = ".jp-OutputArea-child"
+_HIDES = f"<style>{_OUTPUT}:has(.tfnb-panel) + {_OUTPUT}:has(.jp-RenderedImage) {{display: none}}</style>"
 
 
 class Panel(ipywidgets.VBox):
-    """A column of widgets for a state, with a box for its errors. `close()` frees the state, the thread and the widgets.
+    """A column of widgets for a state, with a box for its errors. `close()` frees state, thread and widgets.
     A saved notebook has a picture of its last state, which `face` draws, and a line of text."""
 
     def __init__(
@@ -354,7 +355,8 @@ class Panel(ipywidgets.VBox):
         "What the state says, in words; the first of these lines stands for the panel where there is only text."
         clip = self._clip()
         size = [f"{len(clip)} frame{'s' * (len(clip) != 1)}"] if clip is not None else []
-        return size + [text for name in _SAYS if isinstance(text := getattr(self.state, name, ""), str) and text.strip()]
+        texts = (getattr(self.state, name, "") for name in _SAYS)
+        return size + [text for text in texts if isinstance(text, str) and text.strip()]
 
     def face(self) -> Image.Image | None:
         "A picture of the panel as it is now. Panels with something of their own to show override it."
