@@ -65,8 +65,8 @@ test-colab test-lower: test-%: setup .venv-%/.installed
 test-browser: setup ## the panels' stories in JupyterLab and chromium; takes minutes
 	@TOKENFLOW_TEST_BROWSER=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser
 
-lab: setup ## JupyterLab on nbs/
-	@$(BIN)/jupyter lab nbs
+lab: setup ## JupyterLab, with the notebook to start with
+	@$(BIN)/jupyter lab nbs/start_here.ipynb
 
 export: setup ## modules from notebooks, then notebooks without clutter
 	@$(BIN)/python .ci/split_imports.py

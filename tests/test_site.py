@@ -99,6 +99,28 @@ def test_a_tutorial_is_small_exports_nothing_and_opens_in_colab(name):
     assert f"{website.COLAB}nbs/{name}" in website.said(name).links
 
 
+@pytest.mark.parametrize("name", website.notebooks())
+def test_a_notebook_names_its_kernel(name):
+    "Or JupyterLab asks for one before anything else."
+    assert nbformat.read(website.NBS / name, 4).metadata.get("kernelspec") == run_notebooks.KERNELSPEC
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_what_is_for_colab_does_nothing_elsewhere(name):
+    "*Run All* in plain Jupyter runs these cells too."
+    scope: dict = {}
+    for cell in website.cells(name):
+        if cell["cell_type"] == "code" and re.search(r"^#\|\s*eval:\s*false", cell["source"], re.M):
+            exec(run_notebooks.plain(cell["source"]), scope)
+    assert "files" not in scope and "drive" not in scope
+
+
+def test_the_first_notebook_is_one_cell_and_make_lab_opens_it():
+    (code,) = [cell["source"] for cell in website.cells("start_here.ipynb") if cell["cell_type"] == "code"]
+    assert 'EditPanel("toy")' in code and website.listed()[1] == "start_here.ipynb"
+    assert "lab nbs/start_here.ipynb" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
 # The checks themselves: each must see what is wrong
 
 
@@ -319,6 +341,7 @@ def test_the_whole_method_is_one_page():
         (dict(output_type="execute_result", data={"text/plain": f"PosixPath('{ROOT}/nbs')"}, metadata={}, execution_count=1), f"{ROOT}/nbs"),
         (dict(output_type="display_data", data={"image/png": "A" * 96_000}, metadata={}), "a picture of 72 kB"),
         (dict(output_type="display_data", data={"image/png": "A" * 70_000}, metadata={}), ""),
+        (dict(output_type="display_data", data={"text/html": f"<img src='data:image/webp;base64,{'A' * 96_000}'>"}, metadata={}), "a picture of 72 kB"),
     ],
 )
 def test_the_checker_of_outputs_sees(tmp_path, output, why):
@@ -337,3 +360,16 @@ def test_of_two_forms_of_a_picture_one_is_kept():
     small, large = ({"image/png": "A" * size, "image/jpeg": "B" * 50_000, "text/plain": "..."} for size in (70_000, 96_000))
     run_notebooks._keep_one(small), run_notebooks._keep_one(large)
     assert (set(small), set(large)) == ({"image/png", "text/plain"}, {"image/jpeg", "text/plain"})
+
+
+def test_of_a_panel_its_picture_is_kept_and_of_a_bar_nothing():
+    panel, bar, text = ({"text/plain": "x", **more} for more in ({"image/png": "A", run_notebooks.WIDGET: {}}, {run_notebooks.WIDGET: {}}, {}))
+    outputs = [nbformat.v4.new_output("display_data", data=data) for data in (panel, bar, text)]
+    assert [run_notebooks._outlives(output) for output in outputs] == [True, False, True]
+    assert set(outputs[0].data) == {"text/plain", "image/png"}
+
+
+def test_a_saved_notebook_names_its_kernel(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]), tmp_path / "x.ipynb")
+    run_notebooks._save(nbformat.read(tmp_path / "x.ipynb", 4), tmp_path / "x.ipynb")
+    assert nbformat.read(tmp_path / "x.ipynb", 4).metadata["kernelspec"] == run_notebooks.KERNELSPEC

@@ -28,6 +28,7 @@ from .backbones.schedule import Prediction
 from .clip import Clip
 from .editors import identity
 from .store import Entry, Store, Writer, digest
+from .support.face import Faced, sheet, spread
 from .support.memory import Blocks
 from .trajectory import PART_FRAMES, Trajectory
 
@@ -87,7 +88,7 @@ def find_layer(
 
 # %% ../nbs/04_features.ipynb #4f3c2dc4
 @dataclass(frozen=True, eq=False, repr=False)
-class Recording:
+class Recording(Faced):
     "The tokens of a clip by layer, timestep and frame. They are read from the store when they are needed."
 
     entry: Entry
@@ -110,6 +111,27 @@ class Recording:
         counts = f"{len(self)} frames · {len(self.layers)} layers"
         size = f"{self.entry.nbytes / 1e6:.1f} MB"
         return f"Recording({self.kind} {self.prompt!r} · {counts} · t = {steps} · {size})"
+
+    def face(self) -> Image.Image:
+        "Principal components of a fine layer at the middle timestep, for some frames."
+        layer, timestep = max(self.layers, key=lambda each: math.prod(each.grid)), self.timestep(None)
+        shown = spread(len(self))
+        tokens = self._tokens_of(shown, layer, timestep)
+        solver = PCA(min(3, *tokens.shape[1:]), svd_solver="covariance_eigh")
+        scores = solver.fit_transform(tokens.flatten(0, 1).numpy())
+        pictures = colours(np.pad(scores, ((0, 0), (0, 3 - scores.shape[1]))).reshape(-1, *layer.grid, 3))
+        height, width = layer.grid
+        large = enlarge(pictures, (128, round(128 * width / height)))
+        label = f"principal components of {layer.name}, t = {timestep}"
+        return sheet([large], [label], [self.frames[place] for place in shown])
+
+    def _tokens_of(self, places: Sequence[int], layer: Layer, timestep: int) -> torch.Tensor:
+        "The tokens of some recorded frames, `(n, s, c)`, reading one block at a time."
+        found, first = [], 0
+        for block in self.blocks(layer, timestep):
+            found += [block[place - first] for place in places if first <= place < first + len(block)]
+            first += len(block)
+        return torch.stack(found)
 
     def layer(self, name: str | Layer) -> Layer:
         "The recorded layer with this name. Raises `FeatureError`, which lists the recorded layers."

@@ -14,16 +14,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from . import __version__
-from .clip import Clip, ClipError, side_by_side, write_clip
+from .clip import Clip, ClipError, player_html, rows_of_frames, write_clip
 from .config import EditConfig
 from .forecast.plan import Forecast, finite
+from .support.face import Faced
 from .support.files import film_and_record, writable_target, write_json
 
 # %% ../nbs/12_result.ipynb #8a0bfd77
 @dataclass(frozen=True)
-class EditResult:
+class EditResult(Faced):
     "An edited clip, its source, and how it was made."
 
     edited: Clip
@@ -44,8 +46,16 @@ class EditResult:
     def __repr__(self) -> str:
         return f"EditResult({self.config.prompt!r} · {self.edited!r} · {sum(self.timings.values()):.0f} s)"
 
-    def _repr_html_(self) -> str | None:
-        return side_by_side(self.source, self.edited)._repr_html_()
+    def face(self) -> Image.Image:
+        "Frames of the source, and of the edit below them."
+        return rows_of_frames([self.source, self.edited], self._names)
+
+    def _repr_html_(self) -> str:
+        return player_html([self.source, self.edited], self._names)
+
+    @property
+    def _names(self) -> tuple[str, str]:
+        return "source", f"edited: {self.config.prompt}"
 
     def record(self) -> dict:
         "The content of `run.json`, with all settings of the edit."

@@ -8,9 +8,12 @@ __all__ = ['PART_FRAMES', 'part_of', 'parts_of', 'Trajectory', 'Excerpt', 'Sourc
 # %% ../nbs/02_trajectory.ipynb #a8df39d7
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 
 from .store import Entry
+from .support.face import Faced, sheet, spread
 
 # %% ../nbs/02_trajectory.ipynb #26df83b9
 PART_FRAMES = 4  # in a file: the most that a killed computation loses. Independent of the block size
@@ -30,7 +33,7 @@ def parts_of(frames: int) -> range:
 
 # %% ../nbs/02_trajectory.ipynb #4adcf166
 @dataclass(frozen=True)
-class Trajectory:
+class Trajectory(Faced):
     "The inverted latents of a clip, read from the store when needed."
 
     entry: Entry
@@ -60,6 +63,14 @@ class Trajectory:
         steps = f"{len(self.timesteps)} timesteps up to {self.noisiest}"
         return f"Trajectory({len(self)} frames · {steps} · {self.prompt!r})"
 
+    def face(self) -> Image.Image:
+        "The latents of the middle frame from the clean ones to noise, three of their channels as colours."
+        shown, frame = [self.timesteps[place] for place in spread(len(self.timesteps), 5)], len(self) // 2
+        latents = torch.cat([self.at(timestep, [frame]) for timestep in (None, *shown)])
+        tall, wide = (max(1, 128 // side) for side in latents.shape[2:])  # pixels of a latent cell
+        pixels = _as_colours(latents).repeat(tall, axis=1).repeat(wide, axis=2)
+        return sheet([pixels], [f"latents of frame {frame}"], ["clean", *(f"t = {timestep}" for timestep in shown)])
+
     def at(
         self,
         timestep: int | None,  # one of `timesteps`; None: the clean latents
@@ -81,6 +92,16 @@ class Trajectory:
     def excerpt(self, positions: list[int]) -> "Excerpt":
         "Some of its frames, in this order, as a trajectory of their own. A preview edits only a few frames."
         return Excerpt(self, list(positions))
+
+
+def _as_colours(
+    latents: torch.Tensor,  # (n, c, h, w)
+) -> np.ndarray:
+    "The first three channels as red, green and blue, uint8 `(n, h, w, 3)`; one scale for each channel."
+    values = latents[:, [channel % latents.shape[1] for channel in range(3)]].float()
+    low, high = (values.amin((0, 2, 3), keepdim=True), values.amax((0, 2, 3), keepdim=True))
+    scaled = 255 * (values - low) / (high - low).clamp(min=1e-6)
+    return scaled.round().byte().permute(0, 2, 3, 1).numpy()
 
 
 @dataclass(frozen=True)

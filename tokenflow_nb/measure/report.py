@@ -8,6 +8,7 @@ __all__ = ['STEADIEST', 'FRAMES_ALONE', 'ANCHORS', 'Interval', 'bootstrap_interv
 
 # %% ../../nbs/measure/02_report.ipynb #c1b0d0db
 import csv
+import io
 import json
 import math
 import re
@@ -19,9 +20,11 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 from matplotlib.legend import Legend
+from PIL import Image
 from scipy.stats import bootstrap
 
 from ..correspondence import Chart
+from ..support.face import Faced
 from .metrics import METRICS, Measure, consistency_recovered, find_metrics
 from ..support.arguments import listed, number, shown, whole
 from ..support.files import checked_path, replaced, writable_file, write_json
@@ -73,7 +76,7 @@ ANCHORS = (STEADIEST, *FRAMES_ALONE)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Report:
+class Report(Faced):
     "Rows of numbers, and the card that says how they were made. Shows itself as a table in a notebook."
 
     rows: list[Row]
@@ -142,6 +145,11 @@ class Report:
         lines = [f"Report({len(self.methods)} methods · {len(self.cases)} cases)", self.markdown()]
         lines += [f"warning: {said}" for said in self.warnings] + [f"error: {said}" for said in self.errors]
         return "\n".join(lines)
+
+    def face(self) -> Image.Image | None:
+        "The means with their intervals."
+        names = [name for name in self.metrics if METRICS[name].better][:3]
+        return Image.open(io.BytesIO(self.figure(names)._repr_png_())) if names else None
 
     def _repr_html_(self) -> str:
         return rendered("table.html", report=self, columns=columns(self))
