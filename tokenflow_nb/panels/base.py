@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Busy', 'Worker', 'Progress', 'encode_png', 'encode_film', 'Cache', 'escape', 'in_words', 'ErrorBox', 'Strip',
-           'Player', 'Code', 'Panel', 'Note', 'its_turn', 'setting_widget', 'progress_bar']
+           'Player', 'Code', 'SliderNames', 'Panel', 'Note', 'its_turn', 'setting_widget', 'Bar', 'progress_bar']
 
 # %% ../../nbs/panels/00_base.ipynb #72b51a9c
 import html
@@ -25,6 +25,7 @@ import numpy as np
 import traitlets
 from PIL import Image
 
+from .interrupts import on_interrupt
 from ..support.locks import NetworkLock
 
 # %% ../../nbs/panels/00_base.ipynb #5c65c03c
@@ -45,6 +46,7 @@ class Worker(traitlets.HasTraits):
     ):
         super().__init__()
         self.on_error, self.threaded, self.stop = on_error, threaded, threading.Event()
+        self.on_interrupt = self.cancel  # what the kernel's interrupt does
         self._lock, self._thread, self._closed = threading.Lock(), None, False
 
     def start(
@@ -67,13 +69,17 @@ class Worker(traitlets.HasTraits):
 
     def _do(self, work: Callable[[threading.Event], Any]) -> None:
         try:
-            work(self.stop)
+            with on_interrupt(self._interrupted):
+                work(self.stop)
         except Exception as error:
             if self.on_error is None:
                 raise
             self.on_error(error)
         finally:
             self.task, self.busy = "", False
+
+    def _interrupted(self) -> None:
+        self.on_interrupt()
 
     def cancel(self) -> None:
         "Asks the work to stop. It stops when it next checks its event."
@@ -300,6 +306,12 @@ class Code(anywidget.AnyWidget):
     text = traitlets.Unicode("", help="The code. Empty: nothing is shown.").tag(sync=True)
 
 # %% ../../nbs/panels/00_base.ipynb #50ee5179
+class SliderNames(anywidget.AnyWidget):
+    "Not to be seen. Gives the sliders of its panel their descriptions as names: ipywidgets gives them none."
+
+    _esm = _STATIC / "names.js"
+
+
 class Panel(ipywidgets.VBox):
     "A column of widgets for a state, with a box for its errors. `close()` frees the state, the thread and the widgets."
 
@@ -310,7 +322,7 @@ class Panel(ipywidgets.VBox):
         label: str,  # for stylesheet and tests: "edit" gives the CSS class tfnb-edit
     ):
         self.state, self.errors = state, ErrorBox()
-        super().__init__([*children, self.errors])
+        super().__init__([*children, self.errors, SliderNames()])
         self.add_class("tfnb-panel")
         self.add_class(f"tfnb-{label}")
         state.observe(lambda change: self._show(change.new), "error")
@@ -332,15 +344,16 @@ class Panel(ipywidgets.VBox):
 
 
 class Note(ipywidgets.HTML):
-    "Plain text; long lines wrap."
+    "Plain text; long lines wrap. A screen reader says each new text, unless the note is not `live`."
 
-    def __init__(self, text: str = "", **traits: Any):
+    def __init__(self, text: str = "", live: bool = True, **traits: Any):
         super().__init__(**traits)
+        self.role = ' role="status"' if live else ""
         self.say(text)
 
     def say(self, text: str) -> None:
         "Shows another text, escaped. An empty text takes no space on the page."
-        self.value = f'<div class="tfnb-note">{escape(text)}</div>' if text else ""
+        self.value = f'<div class="tfnb-note"{self.role}>{escape(text)}</div>' if text else ""
 
 
 @contextmanager
@@ -385,10 +398,25 @@ def setting_widget(
     return ipywidgets.Text(**common) if isinstance(each.default, str) else None
 
 
+class Bar(ipywidgets.HTML):
+    "A bar for a share of work, which a screen reader can ask for. `FloatProgress` has no role."
+
+    def __init__(self, fraction: float = 0.0, label: str = "Progress", **traits: Any):
+        super().__init__(**traits)
+        self.label = label
+        self.show(fraction)
+
+    def show(self, fraction: float) -> None:
+        "Shows another share, from 0 to 1."
+        percent = round(100 * fraction)
+        role = f'role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}"'
+        inner = f'<div style="width:{percent}%"></div>'
+        self.value = f'<div class="tfnb-bar" {role} aria-label="{escape(self.label)}">{inner}</div>'
+
+
 def progress_bar(progress: Progress) -> ipywidgets.VBox:
     "A progress bar, with the text of the `Progress` below it."
-    bar = ipywidgets.FloatProgress(value=progress.fraction, min=0, max=1, layout=dict(width="auto"))
-    words = Note(progress.text)
-    progress.observe(lambda change: setattr(bar, "value", change.new), "fraction")
+    bar, words = Bar(progress.fraction), Note(progress.text)
+    progress.observe(lambda change: bar.show(change.new), "fraction")
     progress.observe(lambda change: words.say(change.new), "text")
     return ipywidgets.VBox([bar, words])
