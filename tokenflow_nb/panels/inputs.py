@@ -70,12 +70,12 @@ class Schedule(anywidget.AnyWidget):
 
     def on_ask(
         self,
-        go: Callable[[int], None],  # gets the step that was asked for
+        go: Callable[[int], None],  # gets the step that was asked for by a click, Home or End
+        move: Callable[[int], None],  # gets the number of steps to move by, asked for by other keys
     ) -> None:
-        "Calls `go` for each click and key. A key counts from the last wish, so two quick presses are two steps."
+        "Calls one of the two for each click and key. A key is a move, so two quick presses are two steps."
         def heard(widget, content, buffers):
-            step = content["step"] if "step" in content else self.wish + content["by"]
-            go(min(max(step, self.first), self.last))
+            go(content["step"]) if "step" in content else move(content["by"])
 
         self.on_msg(heard)
 
