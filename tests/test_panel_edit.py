@@ -503,6 +503,8 @@ def test_a_part_of_a_clip_and_of_a_file(make, tmp_path):
     assert "start earlier" in state.error and state.error_at == "start"
     state.start = "soon"
     assert "start='soon'" in state.error
+    state.start = 0.5
+    assert state.error == "" and len(state.source.clip) == 4  # the part that was read last is right again
     state.start, state.stop = 0.0, 0.5
     assert len(state.source.clip) == 4 and state.error == ""
     frames = make(SCENE.render(frames=10, size=64))

@@ -264,7 +264,7 @@ class Stage:
 
     def __init__(self, state: EditState, save: Form):
         self.state, self.caption, self.note = state, Note(), Note()
-        self.player, self.strip = Player(names=["source", "edited"]), Strip(label="Frames of the edit", height=128)
+        self.player, self.strip = Player(height=TALLEST), Strip(label="Frames of the edit", height=128)
         self.download = Download(self._file, files=[dict(name=name, label=label) for name, label in FILES.items()])
         self.code, self.gallery, self.below = Code(title="Code of this edit"), Gallery(self._event), ipywidgets.VBox()
         inside = button("Look inside", "Go through the steps of this edit in a denoising panel", self.denoise)
@@ -301,9 +301,7 @@ class Stage:
         state = self.state
         if state.rendered:
             return " · ".join(filter(None, [f"Rendered: {state.rendered.config.prompt}", state.stale and "of an earlier prompt"]))
-        if state.source:
-            return "The clip"
-        return "The clip will be shown here."
+        return "" if state.source else "The clip will be shown here."
 
     def _film(self) -> None:
         "The film with its source, or the clip alone. It is sent once."
@@ -396,7 +394,7 @@ class Stage:
         return f"{stem}-{name}", film_bytes(clip)
 
 
-LARGEST = 720  # pixels: taller films are sent smaller
+LARGEST, TALLEST = 720, 480  # pixels: taller films are sent smaller; the height on the page
 
 # %% ../../nbs/panels/12_edit.ipynb #b99c865b
 _PANELS: WeakSet["EditPanel"] = WeakSet()

@@ -275,6 +275,8 @@ class EditState(traitlets.HasTraits):
             reading = self.reading
         except ValueError as error:
             return self.fail(error, "clip")
+        if self.error_at in (*PART, "clip"):
+            self.error = self.error_at = ""
         if self.source is not None and not self._closed and reading != self._read:
             self.open(self.source.origin or self.source)
 
