@@ -8,7 +8,6 @@ __all__ = ['STEADIEST', 'FRAMES_ALONE', 'ANCHORS', 'Interval', 'bootstrap_interv
 
 # %% ../../nbs/measure/02_report.ipynb #c1b0d0db
 import csv
-import io
 import json
 import math
 import re
@@ -149,7 +148,7 @@ class Report(Faced):
     def face(self) -> Image.Image | None:
         "The means with their intervals."
         names = [name for name in self.metrics if METRICS[name].better][:3]
-        return Image.open(io.BytesIO(self.figure(names)._repr_png_())) if names else None
+        return self.figure(names).picture() if names else None
 
     def _repr_html_(self) -> str:
         return rendered("table.html", report=self, columns=columns(self))
