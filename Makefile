@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-colab test-lower test-browser notebooks lab export docs-readme site-preview clean
+.PHONY: help setup demo test test-colab test-lower test-browser notebooks lab export docs-readme readme-film site-preview clean
 
 help: ## this list
 	@echo 'tokenflow_nb: edit a video by a sentence, and see why it works'
@@ -78,6 +78,9 @@ notebooks: setup ## run the notebooks and tutorials whose outputs are stale, and
 
 docs-readme: setup ## README.md from nbs/index.ipynb (no Quarto needed)
 	@$(BIN)/python .ci/readme.py
+
+readme-film: setup ## the moving picture of README.md, made anew (minutes)
+	@$(BIN)/python .ci/film.py
 
 site-preview: setup ## every page as plain HTML in _docs/ (no Quarto needed)
 	@$(FRESH) && $(BIN)/python .ci/website.py preview

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from .clip import Clip
@@ -169,6 +170,10 @@ class Chart(Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")
         return buffer.getvalue()
+
+    def picture(self) -> Image.Image:
+        "The figure as a picture."
+        return Image.open(io.BytesIO(self._repr_png_())).convert("RGB")
 
 # %% ../nbs/05_correspondence.ipynb #2e13fe33
 def shade(

@@ -8,7 +8,6 @@ __all__ = ['STEADIEST', 'FRAMES_ALONE', 'ANCHORS', 'Interval', 'bootstrap_interv
 
 # %% ../../nbs/measure/02_report.ipynb #c1b0d0db
 import csv
-import io
 import json
 import math
 import re
@@ -149,7 +148,7 @@ class Report(Faced):
     def face(self) -> Image.Image | None:
         "The means with their intervals."
         names = [name for name in self.metrics if METRICS[name].better][:3]
-        return Image.open(io.BytesIO(self.figure(names)._repr_png_())) if names else None
+        return self.figure(names).picture() if names else None
 
     def _repr_html_(self) -> str:
         return rendered("table.html", report=self, columns=columns(self))
@@ -281,12 +280,21 @@ def _summary_figure(report: Report, names: list[str]) -> Chart:
                 colour = "0.6" if method in ANCHORS else "C0"
                 axes.plot(value, place, "o", color=colour)
                 axes.plot([low, high], [place, place], color=colour)
-        axes.set_xlabel(metric.title + dict(higher=" →", lower=" ←").get(metric.better, ""))
+        far = _has_outlier([found[method] for method in methods if method in found])
+        axes.set_xscale("log" if far else "linear")
+        axes.set_xlabel(metric.title + dict(higher=" →", lower=" ←").get(metric.better, "") + " (log)" * far)
         axes.grid(axis="x", alpha=0.3)
     for axes in figure.axes:  # they share the names, but each has labels of its own
         axes.set_yticks(range(len(methods)), [drawable(method) for method in methods], parse_math=False)
     axes.invert_yaxis()
     return figure
+
+
+def _has_outlier(found: Sequence[Interval]) -> bool:
+    "Whether one mean would press all others together on a linear axis, and a logarithmic one can show them."
+    values = [each.value for each in found]
+    least = min([*values, *(each.low for each in found if not math.isnan(each.low))])
+    return least > 0 and max(values) > 8 * float(np.median(values))
 
 
 def _frames_figure(report: Report, name: str, case: str | None) -> Chart:

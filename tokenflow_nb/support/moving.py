@@ -8,13 +8,12 @@ __all__ = ['MovingPicture']
 # %% ../../nbs/support/08_moving.ipynb #57bb4500
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .face import Faced, data_uri, font, sheet, shorten, spread
+from .face import Faced, captioned, data_uri, font, sheet, shorten, spread
 from .files import replaced
 
 # %% ../../nbs/support/08_moving.ipynb #35ecc7cf
@@ -89,7 +88,4 @@ class MovingPicture(Faced):
         return sheet([[frames[place] for place in shown] for frames in self.films.values()], list(self.films), shown)
 
     def _repr_html_(self) -> str:
-        text = escape(self.caption)
-        below = f"<figcaption style='max-width:40em'>{text}</figcaption>" if text else ""
-        picture = f"<img src='{data_uri(self.webp(), 'image/webp')}' alt='{escape(', '.join(self.films), quote=True)}'>"
-        return f"<figure style='margin:0'>{picture}{below}</figure>"
+        return captioned(data_uri(self.webp(), "image/webp"), ", ".join(self.films), self.caption)
