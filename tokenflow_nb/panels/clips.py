@@ -86,8 +86,12 @@ class Example:
 
 
 TOY_SCENE = Scene("star", "blue", "grass", centre=(52, 70), radius=36, velocity=(0.9, -0.5), spin=0.02, pan=(-0.6, 0.3))
+_CIRCLE = Scene("circle", "red", "grass", centre=(62, 58), radius=38, velocity=(0.7, 0.4), spin=0.03, pan=(0.5, 0.2))
+_HEART = Scene("heart", "wooden", "sand", centre=(72, 60), radius=38, velocity=(-0.8, 0.3), spin=0.015, pan=(0.4, -0.3))
 EXAMPLES = {
     "toy": Example(TOY_SCENE, TOY_SCENE.replace(material="gold").caption, "a blue star becomes gold"),
+    "circle": Example(_CIRCLE, _CIRCLE.replace(material="checkered").caption, "a red circle becomes checkered"),
+    "heart": Example(_HEART, _HEART.replace(material="blue").caption, "a wooden heart becomes blue"),
 }
 
 

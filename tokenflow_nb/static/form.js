@@ -89,7 +89,8 @@ function field(spec, model, parent, id) {
   return show;
 }
 
-let forms = 0; // of this page: ids must differ
+// Each widget has this module to itself, so a counter would give the forms of a page the same ids.
+const unique = () => Math.random().toString(36).slice(2);
 
 function render({ model, el }) {
   const box = make("div", "tfnb-form", el);
@@ -99,7 +100,7 @@ function render({ model, el }) {
     const open = new Set([...box.querySelectorAll("details[open]")].map((node) => node.dataset.group));
     const focused = box.contains(document.activeElement) ? document.activeElement.closest(".tfnb-field")?.dataset.name : null;
     box.replaceChildren();
-    const form = ++forms;
+    const form = unique();
     const groups = new Map();
     shows = model.get("fields").map((spec, index) => {
       const name = spec.group ?? "";
