@@ -319,6 +319,7 @@ def test_the_advice_appears_in_the_panel(panel):
     assert panel.use.disabled
     panel.advice.click()
     assert f"keyframe_interval={panel.state.interval}" in panel.advised.value and "keyframe_interval" not in panel.words.value
+    assert not panel.use.disabled
     panel.use.click()
     assert panel.state.advised == panel.state.interval and "Handed over" in panel.advised.value
 

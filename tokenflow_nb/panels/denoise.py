@@ -175,7 +175,8 @@ def schedule_picture(
     here = f"left:{across[position]:.2f}%"
     return (
         f'<div class="tfnb-schedule-steps"><svg viewBox="0 0 100 50" preserveAspectRatio="none" aria-hidden="true">'
-        f'{curves}</svg><div class="tfnb-schedule-ticks">{ticks}</div>{bars}'
+        f'{curves}</svg><div class="tfnb-schedule-name">noise level; dashed: steps not taken yet</div>'
+        f'<div class="tfnb-schedule-ticks">{ticks}</div>{bars}'
         f'<div class="tfnb-schedule-wish" hidden></div><div class="tfnb-schedule-here" style="{here}"></div>'
         f'<div class="tfnb-schedule-dot" style="{here};top:{_CURVE * (1 - levels[position]):.1f}px"></div></div>'
     )
@@ -619,8 +620,8 @@ class Controls(ipywidgets.HBox):
     "The buttons that move through the steps, and the step in words."
 
     def __init__(self):
-        self.start, self.back = _button("⏮ First", "To the first step that is kept"), _button("◀ Back", "One step back")
-        self.step, self.end = _button("Step ▶", "One step forward"), _button("Last ⏭", "To the last step")
+        self.start, self.back = _button("⇤ First", "To the first step that is kept"), _button("◀ Back", "One step back")
+        self.step, self.end = _button("Step ▶", "One step forward"), _button("Last ⇥", "To the last step")
         self.run = _button("Run", "Takes all steps that are left, and shows each")
         self.pause = _button("Pause", "Stops after the current step")
         self.place, self.doing = Note(), Note(live=False)

@@ -325,7 +325,8 @@ class FeatureState(traitlets.HasTraits):
         if self.recording is None:
             raise FeatureError("nothing is recorded yet: record first")
         found = advise(self.recording, self.timestep)
-        self.advice, self.interval = f"{found}.", found.interval
+        with self.hold_trait_notifications():
+            self.interval, self.advice = found.interval, f"{found}."
         self._compare(stop)
 
     # ---- on the calling thread
@@ -468,7 +469,6 @@ class FeaturePanel(Panel):
         state = self.state
         taken = f" Handed over: keyframe_interval={state.advised}." if state.advised else ""
         self.advised.say(f"{state.advice or _NO_ADVICE}{taken}")
-        self.use.description = f"Use interval {state.interval}" if state.interval else "Use this interval"
         self.use.disabled = not state.interval
 
     def _follow(self) -> None:

@@ -7,14 +7,17 @@ const make = (tag, className, parent, attributes = {}) => {
   parent.append(node);
   return node;
 };
-let made = 0; // of this page: ids and names of inputs must differ
+// An input inside of its label has the label's text as its name.
+const labelled = (box, model) => {
+  const label = make("label", "tfnb-choice-label", box);
+  make("span", "", label).textContent = model.get("label");
+  return label;
+};
 
 // Each kind gives how it is built anew, and how it shows the chosen place.
 const KINDS = {
   list(box, model, choose) {
-    const id = `tfnb-choice-${++made}`;
-    make("label", "tfnb-choice-label", box, { for: id }).textContent = model.get("label");
-    const select = make("select", "tfnb-choice-list", box, { id });
+    const select = make("select", "tfnb-choice-list", labelled(box, model));
     const groups = model.get("groups");
     let parent = select;
     model.get("options").forEach((text, place) => {
@@ -25,11 +28,9 @@ const KINDS = {
     return () => (select.selectedIndex = model.get("index"));
   },
   slider(box, model, choose) {
-    const id = `tfnb-choice-${++made}`;
-    make("label", "tfnb-choice-label", box, { for: id }).textContent = model.get("label");
     const last = Math.max(0, model.get("options").length - 1);
-    const slider = make("input", "tfnb-choice-slider", box, { id, type: "range", min: 0, max: last });
-    const shown = make("output", "tfnb-choice-shown", box, { for: id });
+    const slider = make("input", "tfnb-choice-slider", labelled(box, model), { type: "range", min: 0, max: last });
+    const shown = make("span", "tfnb-choice-shown", box, { "aria-hidden": true }); // the slider itself says it
     const say = () => {
       const text = model.get("options")[slider.value] ?? "";
       shown.textContent = text;
@@ -45,7 +46,7 @@ const KINDS = {
     };
   },
   buttons(box, model, choose) {
-    const name = `tfnb-choice-${++made}`;
+    const name = `tfnb-choice-${Math.random()}`; // every widget has a copy of this module, so a count is not unique
     const group = make("div", "tfnb-choice-buttons", box, { role: "radiogroup", "aria-label": model.get("label") });
     const inputs = model.get("options").map((text, place) => {
       const label = make("label", "tfnb-choice-button", group);
