@@ -398,6 +398,24 @@ def test_another_clip_can_be_opened_while_an_edit_runs(clip, options, tmp_path, 
     assert state.worker.wait(PATIENCE) and len(state.rendered.edited) == FRAMES
 
 
+def test_the_last_wish_is_read(clip, options, tmp_path, monkeypatch):
+    go, read = threading.Event(), []
+
+    def slow(source, reading):
+        read.append(reading.start)
+        assert go.wait(PATIENCE)
+        return open_source(source, reading)
+
+    state = EditState(clip, store=Store(tmp_path), **options)
+    monkeypatch.setattr("tokenflow_nb.panels.state.open_source", slow)
+    for start in (0.1, 0.2, 0.25):
+        state.start = start
+    go.set()
+    for _ in range(2):
+        assert state.reader.wait(PATIENCE)
+    assert read == [0.1, 0.25] and len(state.source.clip) == FRAMES - 2 and state.error == ""
+
+
 def test_expected_frames_are_seen_on_the_way(make, monkeypatch):
     monkeypatch.setattr("tokenflow_nb.panels.run.BETWEEN_LOOKS", 0.0)
     state, seen = make(), []
