@@ -34,8 +34,8 @@ def inside(box):
 
 
 def told(panel):
-    "All that a browser was told of a panel, but for the pixels and the canvas code."
-    traits = [item for widget in inside(panel) for item in widget.get_state().items() if item[0] not in ("_shown", "_esm", "_css")]
+    "All that a browser was told of a panel, but for the pixels, the canvas code, and how many questions there were before."
+    traits = [item for widget in inside(panel) for item in widget.get_state().items() if item[0] not in ("_shown", "question", "_esm", "_css")]
     return str([(name, value) for name, value in traits if "IPY_MODEL" not in str(value)])
 
 

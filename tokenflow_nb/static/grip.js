@@ -12,19 +12,23 @@ export function makeGrip(parent, moved) {
     const share = upright ? (event.clientX - box.left) / box.width : (event.clientY - box.top) / box.height;
     return clamp(share, 0, 1);
   };
+  const move = (place, finished) => {
+    value = place; // now, not when it is drawn: a second press may come before that
+    moved(place, finished);
+  };
   const begin = (event) => {
     if (event.button) return;
     dragging = true;
     node.setPointerCapture(event.pointerId);
     node.focus({ preventScroll: true });
     event.preventDefault();
-    moved(placeOf(event), false);
+    move(placeOf(event), false);
   };
   node.addEventListener("pointerdown", begin);
-  node.addEventListener("pointermove", (event) => dragging && moved(placeOf(event), false));
+  node.addEventListener("pointermove", (event) => dragging && move(placeOf(event), false));
   for (const end of ["pointerup", "pointercancel"]) {
     node.addEventListener(end, (event) => {
-      if (dragging) moved(end === "pointerup" ? placeOf(event) : value, true);
+      if (dragging) move(end === "pointerup" ? placeOf(event) : value, true);
       dragging = false;
     });
   }
@@ -35,7 +39,7 @@ export function makeGrip(parent, moved) {
       PageUp: value + (upright ? 0.1 : -0.1), PageDown: value + (upright ? -0.1 : 0.1), Home: 0, End: 1,
     }[event.key];
     if (to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
-    moved(clamp(to, 0, 1), true);
+    move(clamp(to, 0, 1), true);
     event.preventDefault();
     event.stopPropagation();
   });

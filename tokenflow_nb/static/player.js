@@ -96,7 +96,7 @@ function render({ model, el }) {
     controls.axis.parentNode.hidden = view() !== "cut along time";
     seek.max = Math.max(0, films.length - 1);
     for (const node of [play, seek, count]) node.hidden = films.length < 2;
-    for (const node of [controls.less, controls.zoom, controls.more]) node.hidden = !films.length;
+    for (const node of [controls.less, controls.zoom, controls.more]) node.hidden = !films.length || view() === "cut along time";
     if (view() !== "difference") note.textContent = "";
     draw();
   }
@@ -149,7 +149,7 @@ function render({ model, el }) {
     if (canvas.width !== wide || canvas.height !== tall) Object.assign(canvas, { width: wide, height: tall });
     const pen = canvas.getContext("2d");
     pen.imageSmoothingEnabled = !(like <= COARSE && wide * zoom >= 2 * like);
-    pen.imageSmoothingQuality = "high";
+    pen.imageSmoothingQuality = wide * zoom < like ? "high" : "low"; // enlarged, both look alike, and one is fast
     return { pen, wide, tall };
   }
 
@@ -174,16 +174,16 @@ function render({ model, el }) {
       figure.grip.show(position, { name: "Wipe", text: `${Math.round(100 * position)} %: ${named(0)} left, ${named(1)} right` });
       if (!left || !right) return false;
       const { pen, wide, tall } = penOf(figure, left.width);
-      pen.clearRect(0, 0, wide, tall);
-      drawZoomed(pen, left, wide, tall);
       const edge = Math.round(wide * position);
-      pen.save();
-      pen.beginPath();
-      pen.rect(edge, 0, wide - edge, tall);
-      pen.clip();
-      pen.clearRect(edge, 0, wide - edge, tall); // the second film may be transparent
-      drawZoomed(pen, right, wide, tall);
-      pen.restore();
+      pen.clearRect(0, 0, wide, tall);
+      for (const [picture, from, to] of [[left, 0, edge], [right, edge, wide]]) {
+        pen.save();
+        pen.beginPath();
+        pen.rect(from, 0, to - from, tall);
+        pen.clip();
+        drawZoomed(pen, picture, wide, tall);
+        pen.restore();
+      }
       return true;
     },
 
@@ -288,6 +288,7 @@ function render({ model, el }) {
     controls.zoom.textContent = `${Math.round(100 * zoom)} %`;
     controls.zoom.setAttribute("aria-label", `Zoom ${Math.round(100 * zoom)} %, click for 100 %`);
     box.classList.toggle("tfnb-zoomed", zoom > 1);
+    if (!stage.clientWidth) return; // not on the page, or hidden while the theme changes: the observer of its size draws it
     stage.setAttribute("aria-busy", !figures.map((figure) => paint[figure.kind](figure)).every(Boolean));
   }
 

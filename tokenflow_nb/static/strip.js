@@ -54,6 +54,7 @@ function render({ model, el }) {
   }
 
   function draw() {
+    if (!box.clientWidth) return; // not on the page yet: the observer of its size draws it
     const { width, height } = size();
     const first = Math.floor(box.scrollLeft / (width + GAP));
     const last = Math.ceil((box.scrollLeft + box.clientWidth) / (width + GAP));
