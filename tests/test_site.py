@@ -115,6 +115,17 @@ def test_what_is_for_colab_does_nothing_elsewhere(name):
     assert "files" not in scope and "drive" not in scope
 
 
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_begins_with_a_result_and_folds_its_answers(name):
+    "The first cell that runs is short and shows something; what the helpers do is in `toy.lesson`."
+    cells = [cell for cell in website.cells(name) if cell["cell_type"] == "code"]
+    first = cells[1]  # after the one for Colab
+    assert first["outputs"] and len(first["source"].splitlines()) <= 25
+    source = "\n".join(cell["source"] for cell in cells)
+    assert "toy.lesson import" in source and "def show(" not in source and "fit_clip(" not in source
+    assert "<details>" in "".join(cell["source"] for cell in website.cells(name)[-1:])
+
+
 def test_the_first_notebook_is_one_cell_and_make_lab_opens_it():
     (code,) = [cell["source"] for cell in website.cells("start_here.ipynb") if cell["cell_type"] == "code"]
     assert 'EditPanel("toy")' in code and website.listed()[1] == "start_here.ipynb"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['prepared', 'films', 'Captioned', 'rows']
 
-# %% ../../nbs/toy/08_lesson.ipynb #011bec76
-from collections.abc import Mapping
+# %% ../../nbs/toy/08_lesson.ipynb #44c85249
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..backbones.base import Model
 from ..backbones.load import load_model
 from ..clip import Clip, as_clip, fit_clip, rows_of_frames, show_clips
 from ..edit import default_size
-from ..support.face import Faced, captioned, data_uri, small_png
+from ..support.face import Faced, captioned, data_uri, sheet, small_png
 from ..support.moving import MovingPicture
 
 # %% ../../nbs/toy/08_lesson.ipynb #9917eac3
@@ -66,6 +66,9 @@ class Captioned(Faced):
 def rows(
     clips: Mapping[str, Clip],  # by the labels of the rows
     caption: str,  # what to see
+    columns: Sequence[Any] = (),  # a name for each frame, where frames are no moments of a clip; all are shown then
 ) -> Captioned:
     "Evenly spaced frames of each clip in a row, with a caption."
-    return Captioned(rows_of_frames(list(clips.values()), list(clips)), caption)
+    if not columns:
+        return Captioned(rows_of_frames(list(clips.values()), list(clips)), caption)
+    return Captioned(sheet([list(clip.frames) for clip in clips.values()], list(clips), columns), caption)
