@@ -232,6 +232,8 @@ class Panel(ipywidgets.VBox):
             widgets.extend(getattr(widget, "children", ()))
             widget.close()
         super().close()
+        for name in ("_ipython_display_", "_repr_mimebundle_"):  # set to None by ipywidgets 7 and 8
+            vars(self).pop(name, None)
 
     # ---- what a saved notebook shows
 
