@@ -35,7 +35,8 @@ def spec_of(
     about, check = each.metadata, check_of(each)
     found = partial(check) if not isinstance(check, partial) else check
     named, default = found.keywords, each.default
-    spec = dict(name=short_name(each), label=label_of(short_name(each)), help=about["help"], group=about.get("group", ""))
+    name = short_name(each)
+    spec = dict(name=name, label=label_of(name), help=about["help"], group=about.get("group", ""))
     if about.get("choices"):
         spec |= dict(kind="select", choices=[[value, value] for value in about["choices"]])
     elif isinstance(default, bool):
@@ -55,7 +56,7 @@ def plain_default(each: Field) -> Any:
 
 # %% ../../nbs/panels/08_form.ipynb #d1552f9d
 class Form(anywidget.AnyWidget):
-    "Inputs with labels, help and errors. `values` follows what a person writes; buttons and Ctrl+Enter call `on_action`."
+    "Inputs with labels, help and errors. `values` is what a person wrote; buttons and Ctrl+Enter call `on_action`."
 
     _esm = script("form.js")
     _css = stylesheet("panels.css", "films.css", "studio.css")

@@ -53,7 +53,8 @@ def keep_film(
     settings: dict[str, Any],  # of the panel, JSON values
 ) -> "Kept":
     "Writes a result into the store. Raises `StoreError` when the disk is full."
-    meta = dict(kind=KIND, prompt=result.config.prompt, frames=len(result.edited), settings=settings, recipe=source.recipe)
+    meta = dict(kind=KIND, prompt=result.config.prompt, frames=len(result.edited))
+    meta |= dict(settings=settings, recipe=source.recipe)
     with store.writing(key, meta) as writer, store.scratch() as folder:
         result.save(folder / "out")  # with the source's sound
         write_clip(folder / "out" / "source.mp4", result.source)

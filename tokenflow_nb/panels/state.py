@@ -61,8 +61,8 @@ def default_model() -> tuple[str, str]:
     "The model to begin with, and why it is not Stable Diffusion where it is not."
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         return "sd1.5", ""
-    why = "There is no GPU here, so the toy model is chosen. It knows simple shapes only; for films choose another model"
-    return "toy", f"{why}, in Colab for instance."
+    why = "There is no GPU here, so the toy model is chosen. It knows simple shapes only"
+    return "toy", f"{why}; for films choose another model, in Colab for instance."
 
 # %% ../../nbs/panels/12_state.ipynb #80fa3e49
 def setting_in(error: BaseException) -> str:
@@ -162,7 +162,8 @@ class EditState(traitlets.HasTraits):
     def _begin(self, source: Any, chosen: dict[str, str], settings: dict[str, Any]) -> None:
         "Reads the clip, whose settings come first: what the caller gave counts more than an example's."
         in_memory = source is not None and not isinstance(source, str | Path)
-        part = (dict(max_frames=None) if in_memory else {}) | {name: settings[name] for name in PART if name in settings}
+        part = dict(max_frames=None) if in_memory else {}
+        part |= {name: settings[name] for name in PART if name in settings}
         for name, value in part.items():
             setattr(self, name, value)
         if source is not None:
@@ -307,7 +308,8 @@ class EditState(traitlets.HasTraits):
             return "The time is known after the first render.", _evaluations(total, len(clip))
         size = wanted_size(model, clip, self.side, self.shape)
         found = forecast(len(clip), size, config, model, known_costs(model, size), Execution(store=self.store))
-        time = "The time is known after the first render" if np.isnan(found.seconds) else f"About {in_time(found.seconds)}"
+        known = not np.isnan(found.seconds)
+        time = f"About {in_time(found.seconds)}" if known else "The time is known after the first render"
         return f"{time} · {in_bytes(found.disk)} of disk", _evaluations(found.evaluations, len(clip))
 
     @property
@@ -402,7 +404,8 @@ class EditState(traitlets.HasTraits):
 
     def _see(self, job: Job, look: Look, positions: list[int] | None) -> None:
         if not self._closed:
-            self.look = replace(look, numbers=look.numbers if positions is None else [positions[row] for row in look.numbers])
+            numbers = look.numbers if positions is None else [positions[row] for row in look.numbers]
+            self.look = replace(look, numbers=numbers)
 
     def _take_preview(self, result: EditResult, positions: list[int]) -> None:
         with self.hold_trait_notifications():
