@@ -130,6 +130,12 @@ def test_a_person_walks_an_edit_and_forks_it(show, shots):
     stage.rows.first.click(position=dict(x=box["width"] * 0.6, y=30))
     expect(panel.locator('input[aria-label="Frame"]')).to_have_value("2")
     shots(page, PANEL, "denoise")
+
+    # on a low screen the buttons and the schedule stay while one looks at the last strip
+    page.set_viewport_size(dict(width=1200, height=800))
+    panel.locator(".tfnb-strip").last.scroll_into_view_if_needed()
+    head, whole = (panel.locator(name).first.bounding_box() for name in (".tfnb-denoise-head", "xpath=."))
+    assert whole["y"] < 0 < head["y"], (whole, head)
     stage.press("⇤ First")
     stage.arrived(0)
     expect(panel.locator(".tfnb-error")).to_have_count(0)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_BRANCHES', 'KINDS', 'DECODING', 'clean_from_step', 'Branch', 'acting_steps', 'noise_levels', 'schedule_text',
-           'schedule_picture', 'Walk', 'DenoiseState', 'decode_here', 'feature_pictures', 'layer_names', 'branch_film',
-           'player_films', 'forkable', 'setting_labels', 'fork_hint', 'ForkBox', 'BranchBox', 'Controls',
+           'schedule_picture', 'Walk', 'setting_labels', 'DenoiseState', 'decode_here', 'feature_pictures',
+           'layer_names', 'branch_film', 'player_films', 'fork_hint', 'forkable', 'ForkBox', 'BranchBox', 'Controls',
            'DenoisePanel']
 
 # %% ../../nbs/panels/05_denoise.ipynb #bc73cb6e
@@ -30,7 +30,7 @@ from ..features import colours, find_layer, list_layers, pca, record
 from .base import Busy, ErrorBox, Note, Panel, Worker, escape
 from .base import in_words, its_turn, setting_widget
 from .films import Cache, Player, Strip, encode_film, encode_png
-from .inputs import Choice, Schedule, card
+from .inputs import Choice, Schedule, card, strip_height
 from ..store import Store
 from ..support.settings import short_name
 
@@ -313,6 +313,11 @@ class Walk(traitlets.HasTraits):
         if not self.aim(self.last, one_by_one=True):
             self.pursue(callback, stop)
 
+# %% ../../nbs/panels/05_denoise.ipynb #58329c31
+def setting_labels(config: EditConfig) -> dict[str, str]:
+    "What a setting is called on the page, by its name among the options of `edit_video`."
+    return {short_name(each): each.name.replace("_", " ").capitalize() for each in (*fields(config), *fields(config.editor))}
+
 # %% ../../nbs/panels/05_denoise.ipynb #bd814ce8
 MOST_BRANCHES = 4  # more do not fit beside each other
 _NO_FORK_AT_THE_END = "the edit is done: go back to an earlier step to fork it there"
@@ -493,23 +498,7 @@ def player_films(state: DenoiseState, source: list[bytes], grey: bytes) -> dict[
         f"{branch.name}: {KINDS[state.kind_of(branch)]}": branch_film(state, branch, grey) for branch in state.branches
     }
 
-# %% ../../nbs/panels/05_denoise.ipynb #561b34d3
-_ROW, _TIGHT = dict(flex_flow="row wrap", align_items="center"), dict(description_width="initial")
-
-
-def forkable(config: EditConfig) -> list[Field]:
-    """The settings that a fork in the middle of an edit may change: where guidance stops, and those of the editor.
-    An editor with its own first step or start is left out, because its settings decide the start."""
-    kind = type(config.editor)
-    decides_start = kind.first_step is not Editor.first_step or kind.start is not Editor.start
-    return [*(() if decides_start else fields(kind)), EditConfig.__dataclass_fields__["guidance_stop"]]
-
-
-def setting_labels(config: EditConfig) -> dict[str, str]:
-    "What a setting is called on the page, by its name among the options of `edit_video`."
-    return {short_name(each): each.name.replace("_", " ").capitalize() for each in (*fields(config), *fields(config.editor))}
-
-
+# %% ../../nbs/panels/05_denoise.ipynb #20430a12
 def fork_hint(
     edit: Edit,
     position: int,
@@ -533,6 +522,17 @@ def fork_hint(
         decided = ", ".join(sorted(setting_labels(config)[name].lower() for name in set(changes) & set(short_names(type(other)))))
         hints.append(f"From here on, this value of {decided} changes nothing: it decides steps that are already taken.")
     return " ".join(hints)
+
+# %% ../../nbs/panels/05_denoise.ipynb #561b34d3
+_ROW, _TIGHT = dict(flex_flow="row wrap", align_items="center"), dict(description_width="initial")
+
+
+def forkable(config: EditConfig) -> list[Field]:
+    """The settings that a fork in the middle of an edit may change: where guidance stops, and those of the editor.
+    An editor with its own first step or start is left out, because its settings decide the start."""
+    kind = type(config.editor)
+    decides_start = kind.first_step is not Editor.first_step or kind.start is not Editor.start
+    return [*(() if decides_start else fields(kind)), EditConfig.__dataclass_fields__["guidance_stop"]]
 
 
 def _button(text: str, tooltip: str) -> ipywidgets.Button:
@@ -590,7 +590,7 @@ class ForkBox:
 class BranchBox(ipywidgets.VBox):
     "One branch: what it is, the keyframes of its step, and its film strip."
 
-    def __init__(self, height: int = 96):
+    def __init__(self, height: int = 96):  # of a frame, in pixels
         self.title, self.place, self.strip = Note(live=False), Note(live=False), Strip(height=height)
         self.title.add_class("tfnb-branch-title")
         super().__init__([self.title, self.place, self.strip])
@@ -686,6 +686,8 @@ class DenoisePanel(Panel):
 
     def do(self, task: str, work: Callable[[], None] = lambda: None) -> None:
         "Does some work after what was asked for before, and decodes new pictures when nothing is left to do."
+        if task != DECODING:
+            self.state.error = ""
         with self._lock:
             if (task, work) not in self._queue:
                 self._queue.append((task, work))
@@ -834,7 +836,8 @@ def _paint_position(panel: DenoisePanel) -> None:
 
 
 def _new_box(panel: DenoisePanel, branch: Branch) -> BranchBox:
-    box = panel.boxes[branch.number] = BranchBox()
+    height, width = branch.edit.latents.shape[2:]
+    box = panel.boxes[branch.number] = BranchBox(strip_height(len(branch.edit), (height, width)))
     box.strip.observe(lambda change: setattr(panel.state, "frame", change.new["frame"]), "picked")
     return box
 
