@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .support.face import Faced, data_uri, sheet, spread
+from .support.face import Faced, data_uri, sheet, spread, webp
 from .support.moving import MovingPicture
 from .video.colour import as_colour, lay_on
 from .video.paths import ClipError, check_pixels, find_source, is_number, local_path
@@ -240,8 +240,7 @@ def rows_of_frames(
 
 def _webp(picture: Image.Image) -> str:
     "The picture as an address in HTML; small, for it is seen only where the film does not play."
-    picture.save(buffer := io.BytesIO(), "webp", quality=60)
-    return data_uri(buffer.getvalue(), "image/webp")
+    return data_uri(webp(picture, 60), "image/webp")
 
 
 def show_clips(

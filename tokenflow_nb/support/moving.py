@@ -59,7 +59,7 @@ class MovingPicture(Faced):
 
     def webp(
         self,
-        quality: int = 75,
+        quality: int = 70,
         pause: float = 0.8,  # seconds for which the last frame stays
     ) -> bytes:
         "The moving picture as an animated WebP that plays for ever."

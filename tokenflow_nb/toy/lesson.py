@@ -18,7 +18,7 @@ from ..backbones.base import Model
 from ..backbones.load import load_model
 from ..clip import Clip, as_clip, fit_clip, rows_of_frames, show_clips
 from ..edit import default_size
-from ..support.face import Faced, captioned, data_uri, sheet, small_png
+from ..support.face import Faced, captioned, data_uri, sheet, webp
 from ..support.moving import MovingPicture
 
 # %% ../../nbs/toy/08_lesson.ipynb #9917eac3
@@ -60,7 +60,7 @@ class Captioned(Faced):
         return self.picture
 
     def _repr_html_(self) -> str:
-        return captioned(data_uri(small_png(self.picture), "image/png"), self.caption, self.caption)
+        return captioned(data_uri(webp(self.picture), "image/webp"), self.caption, self.caption)
 
 
 def stills(
