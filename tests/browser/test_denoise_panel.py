@@ -84,7 +84,8 @@ def test_a_person_walks_an_edit_and_forks_it(show, shots):
     expect(page.get_by_role("button", name="Run", exact=True)).to_be_disabled()
 
     # a click in the strip looks at that frame; the slider jumps by the keyboard
-    panel.locator(".tfnb-strip-row").first.click(position=dict(x=72 * 2 + 30, y=30))
+    row = panel.locator(".tfnb-strip-row").first
+    row.click(position=dict(x=row.bounding_box()["width"] * 2.4 / 4, y=30))
     expect(panel.locator(".tfnb-player-count")).to_have_text("frame 2 of 0–3")
     shots(page, PANEL, "denoise")
     panel.locator(".noUi-handle").first.focus()

@@ -54,7 +54,9 @@ def test_a_person_looks_at_features_and_clicks(show, shots):
     # a click on the object of the first frame marks every frame
     before = [pixels(page, row) for row in range(3)]
     canvas = page.locator(ROWS).nth(0)
-    canvas.click(position=dict(x=36, y=50))
+    box = canvas.bounding_box()
+    wide, tall = box["width"] / 6, box["height"] - 18  # of a frame; its number is below
+    canvas.click(position=dict(x=0.375 * wide, y=0.52 * tall))
     for row in range(3):
         changed(page, row, before[row])
     words = note.filter(has_text="Token")
@@ -63,10 +65,9 @@ def test_a_person_looks_at_features_and_clicks(show, shots):
     assert "of frame 0" in first and "5 other frames" in first and re.search(r"[0-5] of 5 matches lead back", first)
 
     # dragging over the film to another frame follows
-    box = canvas.bounding_box()
-    page.mouse.move(box["x"] + 40, box["y"] + 50)
+    page.mouse.move(box["x"] + 0.4 * wide, box["y"] + 0.52 * tall)
     page.mouse.down()
-    page.mouse.move(box["x"] + 140, box["y"] + 52, steps=4)
+    page.mouse.move(box["x"] + 1.4 * wide, box["y"] + 0.54 * tall, steps=4)
     page.mouse.up()
     note.filter(has_text="of frame 1").wait_for()
 
