@@ -189,7 +189,7 @@ def test_keys_answer_and_a_key_that_was_held_answers_once(panel):
     for key, question in (("a", asked), ("a", asked), ("c", asked + 1), ("b", asked + 2)):
         panel.player._heard(panel.player, dict(pressed=key, question=question), [])
     assert panel.state.vote.done and panel.errors.text == "" and panel.player.letters == []
-    assert sum(each.undecided for each in panel.state.vote.preferences()) == 1
+    assert sum(each.undecided for each in panel.state.vote.preferences()) == 1 and ", 1 cannot tell" in panel.result.value
 
 
 def test_a_vote_hides_the_views_and_gives_them_back(panel):
@@ -198,7 +198,7 @@ def test_a_vote_hides_the_views_and_gives_them_back(panel):
     assert (panel.player.view, panel.player.views, panel.player.playing) == ("side by side", ["side by side"], True)
     panel.booth.a.click()
     panel.booth.give_up.click()
-    assert (panel.player.view, panel.player.views) == ("wipe", list(VIEWS))
+    assert (panel.player.view, panel.player.views, panel.player.playing) == ("wipe", list(VIEWS), False)
 
 
 def test_a_vote_is_unreadable_before_its_end(panel):

@@ -305,9 +305,10 @@ def vote_table(vote: Vote) -> str:
     for preference in vote.preferences():
         low, high = preference.interval
         pair, counts = f"{preference.clip} over {preference.other}", f"{preference.wins} of {preference.trials}"
-        cells = (pair, counts, f"{preference.undecided}", f"{low:.0%}–{high:.0%}", preference.verdict)
+        counts += f", {preference.undecided} cannot tell" if preference.undecided else ""
+        cells = (pair, counts, f"{low:.0%}–{high:.0%}", preference.verdict)
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    head = "".join(f"<th>{title}</th>" for title in ("preferred", "answers", "cannot tell", "95 % interval", "verdict"))
+    head = "".join(f"<th>{title}</th>" for title in ("preferred", "answers", "95 % interval", "verdict"))
     side = vote.chose_a
     low, high = side.interval
     chosen = f"A was chosen {side.wins} of {side.trials} times (95 %: {low:.0%} to {high:.0%})"
@@ -425,4 +426,4 @@ def _fill_player(panel: ComparePanel) -> None:
         if voting:
             player.view, player.frame, player.playing, player.question = VIEWS[0], 0, True, player.question + 1
         elif panel._view is not None:
-            player.view, panel._view = panel._view, None
+            player.view, player.playing, panel._view = panel._view, False, None
