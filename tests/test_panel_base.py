@@ -1,6 +1,7 @@
 "What the panels stand on, under every version of ipywidgets: threads, bounds and words."
 
 import threading
+import time
 
 import anywidget
 import ipywidgets
@@ -154,7 +155,51 @@ def test_a_panel_shows_its_errors_and_closes_everything_inside():
     assert panel.errors.value == ""
     progress.update(1, 2, "editing")
     assert 'role="progressbar"' in bar.children[0].value and 'aria-valuenow="50"' in bar.children[0].value
+    assert 'role="status"' in bar.children[1].value and 'role="status"' not in Note("a hint", live=False).value
     panel.close()
     panel.close()
     assert panel.state.closed == 1
     assert panel.comm is None and button.comm is None and bar.children[0].comm is None
+
+
+IN_A_KERNEL = """
+import threading
+import time
+from tokenflow_nb.panels.base import Worker
+
+worker, ends = Worker(), []
+
+def work(stop):
+    ends.append("stopped" if stop.wait(60) else "ran to its end")
+
+worker.start("waiting", work)
+"""
+
+
+def test_the_kernels_interrupt_stops_what_a_worker_does_when_no_cell_runs():
+    "■ in a real kernel, twice: ipykernel itself ignores the signal between two cells. A cell is interrupted as ever."
+    from jupyter_client.manager import start_new_kernel
+
+    manager, client = start_new_kernel(kernel_name="python3")
+
+    def run(code):
+        found = []
+        client.execute_interactive(code, timeout=120, output_hook=lambda message: found.append(message["content"].get("text", "")))
+        return "".join(found).strip()
+
+    try:
+        for code in (IN_A_KERNEL, "ends.clear(); worker.start('waiting', work)"):
+            run(code)
+            assert run("print(worker.busy)") == "True"
+            time.sleep(0.2)  # until the kernel has told that the cell is done, the signal is the cell's
+            manager.interrupt_kernel()
+            assert run("print(worker.wait(30), ends)") == "True ['stopped']"
+        asked = client.execute("import time; time.sleep(60)")
+        time.sleep(1)
+        manager.interrupt_kernel()
+        while (reply := client.get_shell_msg(timeout=60))["parent_header"].get("msg_id") != asked:
+            pass
+        assert reply["content"]["ename"] == "KeyboardInterrupt"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

@@ -145,9 +145,9 @@ def _bars(acting: dict[str, dict[str, int]]) -> list[tuple[str, int]]:
     bars = []
     for kind, name in _ACTS.items():
         counts = {branch: found[kind] for branch, found in acting.items()}
-        together = len(set(counts.values())) == 1
-        some = [(name, next(iter(counts.values())))] if together else [(f"{name}, {each}", counts[each]) for each in counts]
-        bars += some
+        if len(set(counts.values())) == 1:
+            counts = {"": next(iter(counts.values()))}
+        bars += [(f"{name}, {branch}" if branch else name, count) for branch, count in counts.items()]
     return bars
 
 
@@ -316,7 +316,8 @@ class Walk(traitlets.HasTraits):
 # %% ../../nbs/panels/05_denoise.ipynb #58329c31
 def setting_labels(config: EditConfig) -> dict[str, str]:
     "What a setting is called on the page, by its name among the options of `edit_video`."
-    return {short_name(each): each.name.replace("_", " ").capitalize() for each in (*fields(config), *fields(config.editor))}
+    settings = (*fields(config), *fields(config.editor))
+    return {short_name(each): each.name.replace("_", " ").capitalize() for each in settings}
 
 # %% ../../nbs/panels/05_denoise.ipynb #bd814ce8
 MOST_BRANCHES = 4  # more do not fit beside each other
@@ -519,7 +520,8 @@ def fork_hint(
     own, other = edit.editor, config.editor
     same = all(own.injection(edit.at(step)) == other.injection(edit.at(step)) for step in steps)
     if own != other and same and type(other).after_step is Editor.after_step:
-        decided = ", ".join(sorted(setting_labels(config)[name].lower() for name in set(changes) & set(short_names(type(other)))))
+        names, labels = short_names(type(other)), setting_labels(config)
+        decided = ", ".join(labels[name].lower() for name in names if name in changes)
         hints.append(f"From here on, this value of {decided} changes nothing: it decides steps that are already taken.")
     return " ".join(hints)
 
@@ -668,7 +670,8 @@ class DenoisePanel(Panel):
         head = ipywidgets.VBox([self.controls, self.fork.row, self.errors, self.fork.errors, self.schedule])
         choice = ipywidgets.HBox([self.kind, self.features, self.layer], layout=_ROW)
         self.children = (
-            head.add_class("tfnb-denoise-head"), self.fork.settings, choice, self.player, self.strips, *self.children[1:]
+            head.add_class("tfnb-denoise-head"), self.fork.settings, choice, self.player, self.strips,
+            *self.children[1:],
         )
         _wire(self)
         self.follow()

@@ -213,7 +213,7 @@ class FeatureState(traitlets.HasTraits):
         self.worker.start("computing the advice", self._advise)
 
     def use_advice(self) -> None:
-        "Sets `advised` to the interval of the advice; linked panels take it over. Raises `FeatureError` without advice."
+        "Sets `advised` to the interval of the advice; linked panels take it over. Raises `FeatureError` without one."
         if not self.interval:
             raise FeatureError("there is no advice yet: advise() first")
         self.advised = 0  # so that the same interval again is a change, too
@@ -408,8 +408,9 @@ class FeaturePanel(Panel):
         head = [self.layer, self.timestep, self.step, self.again, self.cancel]
         rest = [self.advice, self.use, self.advised]
         self.children = (
-            Note(_HINT, live=False), ipywidgets.HBox(head, layout=_WRAP), self.bar, self.errors, self.player, self.strip,
-            ipywidgets.HTML(legend()), self.words, card("Keyframe interval", [ipywidgets.HBox(rest, layout=_WRAP)]),
+            Note(_HINT, live=False), ipywidgets.HBox(head, layout=_WRAP), self.bar, self.errors,
+            self.player, self.strip, ipywidgets.HTML(legend()), self.words,
+            card("Keyframe interval", [ipywidgets.HBox(rest, layout=_WRAP)]),
             *self.children[1:],
         )
         self._connect()

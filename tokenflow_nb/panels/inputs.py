@@ -59,11 +59,13 @@ class Schedule(anywidget.AnyWidget):
 
     _esm = _STATIC / "schedule.js"
     _css = _STATIC / "panels.css"
-    picture = traitlets.Unicode(help="The drawing, as HTML. Its element `tfnb-schedule-steps` spans all steps.").tag(sync=True)
+    picture = traitlets.Unicode(
+        help="The drawing, as HTML. Its element `tfnb-schedule-steps` spans all steps."
+    ).tag(sync=True)
     label = traitlets.Unicode("Step", help="The name that a screen reader says.").tag(sync=True)
     text = traitlets.Unicode(help="The position in words, for a screen reader.").tag(sync=True)
     position = traitlets.Int(help="The shown step.").tag(sync=True)
-    wish = traitlets.Int(help="The step that was asked for last; the position when nothing is being done.").tag(sync=True)
+    wish = traitlets.Int(help="The step that was asked for last; at rest, the position.").tag(sync=True)
     first = traitlets.Int(help="The earliest step that can be shown.").tag(sync=True)
     last = traitlets.Int(1, help="The last step.").tag(sync=True)
     busy = traitlets.Bool(help="Whether steps are being taken.").tag(sync=True)
