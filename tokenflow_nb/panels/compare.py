@@ -74,7 +74,8 @@ def named_clips(
     clips = [each.edited if isinstance(each, EditResult) else each for each in given]
     if names is None:
         names = _unique([
-            each.config.prompt if isinstance(each, EditResult) else f"clip {place + 1}" for place, each in enumerate(given)
+            each.config.prompt if isinstance(each, EditResult) else f"clip {place}"
+            for place, each in enumerate(given, start=1)
         ])
     sources = [each.source for each in results]
     common = sources and all(_equal(each, sources[0]) for each in sources)
@@ -277,7 +278,7 @@ class CompareState(traitlets.HasTraits):
         return self.vote.pair if self.voting else (self.first, self.second)
 
     def pair(self) -> list[tuple[str, Film]]:
-        "Names and films of the two clips. During a vote they are A and B, and nothing tells that a film was seen before."
+        "Names and films of the two clips. In a vote they are A and B, and nothing tells which was seen before."
         if self.voting:
             return [(name, self.films[place].renamed()) for name, place in zip("AB", self.shown)]
         return [(self.names[place], self.films[place]) for place in self.shown]

@@ -138,7 +138,7 @@ Frames = Union["Film", np.ndarray, Sequence[np.ndarray], Sequence[bytes]]  # wha
 
 
 class Film(Sequence):
-    "Frames for a browser, encoded when asked for: `film[3]` is an encoded picture. Raises `ValueError` for no pictures."
+    "Frames for a browser, encoded on request: `film[3]` is an encoded picture. Raises `ValueError` for no pictures."
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from ..store.store import Receiver, Store
 from ..video.paths import PICTURES
 
 # %% ../../nbs/panels/06_upload.ipynb #00a17933
-FILMS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".mts", ".3gp", ".ogv", ".wmv")
+FILMS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".mts", ".3gp", ".ogv")
 
 
 def refused(
