@@ -43,7 +43,7 @@ FRESH := scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 test: setup ## what CI runs: export is clean, notebooks, pytest, Colab's versions
 	@$(BIN)/python .ci/check_export.py
 	@$(FRESH) && \
-	echo 'Notebooks' && OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|tutorials$$)' && \
+	echo 'Notebooks' && OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --skip_folder_re '^([_.]|tutorials$$)' && \
 	echo 'pytest' && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	@$(MAKE) --no-print-directory test-colab
 
