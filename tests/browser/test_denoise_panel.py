@@ -131,6 +131,11 @@ def test_a_person_walks_an_edit_and_forks_it(show, shots):
     expect(panel.locator('input[aria-label="Frame"]')).to_have_value("2")
     shots(page, PANEL, "denoise")
 
+    # in a narrow window the panel is narrow, and film strips scroll
+    page.set_viewport_size(dict(width=600, height=1200))
+    expect(panel.locator(".tfnb-strip").first).to_be_visible()
+    page.wait_for_function("selector => document.querySelector(selector).getBoundingClientRect().right <= innerWidth", arg=PANEL)
+
     # on a low screen the buttons and the schedule stay while one looks at the last strip
     page.set_viewport_size(dict(width=1200, height=800))
     panel.locator(".tfnb-strip").last.scroll_into_view_if_needed()
