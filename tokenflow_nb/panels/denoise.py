@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MOST_BRANCHES', 'KINDS', 'DECODING', 'clean_from_step', 'Branch', 'acting_steps', 'noise_levels', 'schedule_text',
-           'schedule_picture', 'Walk', 'setting_labels', 'DenoiseState', 'decode_here', 'feature_pictures',
-           'layer_names', 'branch_film', 'player_films', 'fork_hint', 'forkable', 'ForkBox', 'BranchBox', 'Controls',
-           'DenoisePanel']
+           'schedule_picture', 'show_schedule', 'Walk', 'setting_labels', 'DenoiseState', 'decode_here',
+           'feature_pictures', 'layer_names', 'branch_film', 'player_films', 'fork_hint', 'forkable', 'ForkBox',
+           'BranchBox', 'Controls', 'DenoisePanel']
 
 # %% ../../nbs/panels/05_denoise.ipynb #bc73cb6e
 import string
@@ -15,12 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass, fields, replace
+from importlib.resources import files
 from typing import Any
 
 import ipywidgets
 import numpy as np
 import torch
 import traitlets
+from IPython.display import HTML
 
 from ..backbones.schedule import Level
 from ..config import EditConfig
@@ -183,6 +185,16 @@ def schedule_picture(
 
 
 _CURVE = 56  # height of the curve in pixels, as in the stylesheet
+
+# %% ../../nbs/panels/05_denoise.ipynb #84296c80
+def show_schedule(
+    edit: Edit,
+    position: int,  # the number of steps taken
+) -> HTML:
+    "The schedule of an edit, for a notebook without a panel."
+    style = (files("tokenflow_nb") / "static" / "panels.css").read_text(encoding="utf-8")
+    picture = schedule_picture(noise_levels(edit), position, {"A": acting_steps(edit)}, edit.index)
+    return HTML(f'<style>{style}</style><div class="tfnb-panel"><div class="tfnb-schedule">{picture}</div></div>')
 
 # %% ../../nbs/panels/05_denoise.ipynb #309e1e9e
 _AT_THE_END = "the edit is done: go back, or fork it from an earlier step"
