@@ -154,7 +154,8 @@ def card(number: int, title: str, *children: ipywidgets.Widget) -> ipywidgets.VB
 
 
 SAVE = dict(
-    name="out", label="Save to", kind="text", placeholder="a folder, or film.mp4", action=dict(name="save", label="Save"),
+    name="out", label="Save to", kind="text", placeholder="a folder, or film.mp4",
+    action=dict(name="save", label="Save"),
     help="A folder, or an .mp4 file, on the notebook's machine.",
 )
 NO_CLIP = "No clip yet: open a film, drop one here, or take an example."
