@@ -15,8 +15,8 @@ from html import escape
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.figure import Figure
+from mediapy import to_rgb, to_uint8
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
@@ -185,7 +185,7 @@ def shade(
     known = values[np.isfinite(values)]
     low = low if low is not None else float(np.percentile(known, 1)) if len(known) else 0.0
     scaled = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
-    picture = (colormaps["inferno"](scaled)[..., :3] * 255).round().astype(np.uint8)
+    picture = to_uint8(to_rgb(np.nan_to_num(scaled), vmin=0, vmax=1, cmap="inferno"))
     picture[~np.isfinite(values)] = 128
     return picture
 
