@@ -357,7 +357,7 @@ class ComparePanel(Panel):
         for chooser in (self.first, self.second):
             chooser.layout = dict(width="auto", max_width="100%")
         self.choosers = ipywidgets.HBox([self.first, self.second], layout=_WRAP)
-        self._following, self._view = False, None  # the view that comes back after a vote
+        self._following, self._view_before = False, None  # the view that comes back after a vote
         super().__init__(state, [self.choosers, self.player, self.booth, self.result], "compare")
         for trait in ("first", "second"):
             getattr(self, trait).observe(lambda change, trait=trait: self._choose(trait, change.new), "value")
@@ -408,12 +408,12 @@ def _fill_choosers(panel: ComparePanel) -> None:
 def _fill_player(panel: ComparePanel) -> None:
     "Shows the two films. A vote shows them side by side, from the beginning, and takes its keys."
     player, shown, voting = panel.player, panel.state.pair(), panel.state.voting
-    if voting and panel._view is None:
-        panel._view = player.view
+    if voting and panel._view_before is None:
+        panel._view_before = player.view
     with player.hold_sync():
         player.names, player.films = [name for name, _ in shown], [film for _, film in shown]
         player.views, player.letters = [VIEWS[0]] if voting else list(VIEWS), list(_KEYS) if voting else []
         if voting:
             player.view, player.frame, player.playing, player.question = VIEWS[0], 0, True, player.question + 1
-        elif panel._view is not None:
-            player.view, player.playing, panel._view = panel._view, False, None
+        elif panel._view_before is not None:
+            player.view, player.playing, panel._view_before = panel._view_before, False, None
