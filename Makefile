@@ -11,10 +11,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-colab test-lower test-browser notebooks lab export docs-readme readme-film site-preview clean
+.PHONY: help setup demo test test-colab test-lower test-browser notebooks lab export docs-readme readme-film panel-pictures site-preview clean
 
 help: ## this list
-	@echo 'tokenflow_nb: edit a video by a sentence, and see why it works'
+	@echo 'tokenflow_nb: edit a video with a text prompt, and see why the method works'
 	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/.installed ## .venv with everything in it (the other targets call this)
@@ -81,6 +81,9 @@ docs-readme: setup ## README.md from nbs/index.ipynb (no Quarto needed)
 
 readme-film: setup ## the moving picture of README.md, made anew (minutes)
 	@$(BIN)/python .ci/film.py
+
+panel-pictures: setup ## the pictures of the panels, made anew in chromium (minutes)
+	@HF_HUB_OFFLINE=1 $(BIN)/python .ci/pictures.py
 
 site-preview: setup ## every page as plain HTML in _docs/ (no Quarto needed)
 	@$(FRESH) && $(BIN)/python .ci/website.py preview

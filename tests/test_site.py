@@ -154,8 +154,8 @@ def page(monkeypatch):
     [
         ("[edit](../13_edit.ipynb)", ""),
         ("[edit](../09_edt.ipynb)", "no nbs/panels/../09_edt.ipynb"),
-        ("![panel](../images/panel-edit.png)", ""),
-        ("![panel](images/panel-edit.png)", "no nbs/panels/images/panel-edit.png"),
+        ("![panel](../images/panel-edit-light-1400.webp)", ""),
+        ("![panel](images/panel-edit-light-1400.webp)", "no nbs/panels/images/panel-edit-light-1400.webp"),
         ("## A *small* heading\n\n[up](#a-small-heading)", ""),
         ("## A heading\n\n[up](#another-heading)", "has no such anchor"),
         (f"[e]({website.SITE}/edit.html#edit_video)", ""),

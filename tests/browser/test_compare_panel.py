@@ -17,7 +17,7 @@ PANEL = ".tfnb-compare"
 NAMES = ("source", "ideal", "frame by frame")
 
 
-def test_a_person_compares_and_votes(show, shots):
+def test_a_person_compares_and_votes(show, shots, axe):
     from playwright.sync_api import expect
 
     expect.set_options(timeout=60_000)
@@ -70,6 +70,7 @@ def test_a_person_compares_and_votes(show, shots):
         assert not any(name in panel.evaluate("panel => panel.outerHTML") for name in NAMES)
         if question == 2:
             shots(page, PANEL, "compare-vote")
+            axe(page, PANEL)
         if question < 2:
             page.get_by_role("button", name=f"{'AB'[question]} is better").click()
         else:
@@ -84,3 +85,4 @@ def test_a_person_compares_and_votes(show, shots):
     expect(films).to_have_text(["source", "frame by frame"])
     expect(panel.locator(".tfnb-error")).to_have_count(0)
     shots(page, PANEL, "compare")
+    axe(page, PANEL)

@@ -54,7 +54,7 @@ class Stage:
         self.expect(self.notes.filter(has_text=" …")).to_have_count(0, timeout=240_000)
 
 
-def test_a_person_walks_an_edit_and_forks_it(show, shots):
+def test_a_person_walks_an_edit_and_forks_it(show, shots, axe):
     stage = Stage(show(CELL, ROWS))
     page, panel, expect = stage.page, stage.panel, stage.expect
 
@@ -130,6 +130,7 @@ def test_a_person_walks_an_edit_and_forks_it(show, shots):
     stage.rows.first.click(position=dict(x=box["width"] * 0.6, y=30))
     expect(panel.locator('input[aria-label="Frame"]')).to_have_value("2")
     shots(page, PANEL, "denoise")
+    axe(page, PANEL)
 
     # in a narrow window the panel is narrow, and film strips scroll
     page.set_viewport_size(dict(width=600, height=1200))

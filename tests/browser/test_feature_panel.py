@@ -44,7 +44,7 @@ def compared(page) -> None:
     page.get_by_text("(yellow)").wait_for()
 
 
-def test_a_person_looks_at_features_and_clicks(show, shots):
+def test_a_person_looks_at_features_and_clicks(show, shots, axe):
     from playwright.sync_api import expect
 
     page = show(SOURCE, PANEL)
@@ -105,6 +105,7 @@ def test_a_person_looks_at_features_and_clicks(show, shots):
     page.wait_for_timeout(600)
     panel.locator(".tfnb-player-play").click()
     shots(page, PANEL, "features")
+    axe(page, PANEL)
     assert not panel.locator(".tfnb-error").count()
 
 
