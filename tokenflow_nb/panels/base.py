@@ -88,9 +88,12 @@ class Worker(traitlets.HasTraits):
         self.stop.set()
 
     def wait(self, seconds: float | None = None) -> bool:
-        "Waits for the end of the work. Returns whether it has ended."
-        if self._thread and self._thread is not threading.current_thread():
-            self._thread.join(seconds)
+        "Waits for the end of the work, and of work that follows it. Returns whether it has ended."
+        until = None if seconds is None else time.monotonic() + seconds
+        while (thread := self._thread) and thread.is_alive() and thread is not threading.current_thread():
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+            if until is not None and time.monotonic() >= until:
+                break
         return not self.busy
 
     def close(self) -> None:

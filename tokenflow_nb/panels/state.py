@@ -152,9 +152,11 @@ class EditState(traitlets.HasTraits):
         self.reader = Worker(threaded=self.worker.threaded)  # another clip can be opened while an edit runs
         self.worker.on_error, self.reader.on_error = self.fail, lambda error: self.fail(error, "clip")
         self._loaded, self._fitted, self._closed, self._count, self._hint = self.given, {}, False, 0, hint
+        self._wish: Any = None  # the film to read next
         self._begin(source, {} if model is None else dict(model=self.model), settings)
         self._try(lambda: setattr(self, "films", tuple(kept_films(self.store))))
         self.worker.observe(self._go_on, "busy")
+        self.reader.observe(self._read_next, "busy")
         self.observe(self._follow, [*setting_defaults(), "source", "rendered", "previewed"])
         self.observe(self._read_again, [*PART])
         self._follow()
@@ -194,9 +196,9 @@ class EditState(traitlets.HasTraits):
     # ---- actions of the user
 
     def open(self, film: "str | Path | Clip | np.ndarray | Source") -> None:
-        "Reads a film, or takes an example by its name. What is read already is dropped."
-        self.reader.cancel()
-        self._on(self.reader, "reading the film", lambda stop: self._take(film), "clip")
+        "Reads a film, or takes an example by its name. While one is read, the last wish waits."
+        self._wish = film
+        self._read_next()
 
     def preview(self, frames: int = 4) -> None:
         "Edits a few evenly spaced frames jointly."
@@ -256,6 +258,11 @@ class EditState(traitlets.HasTraits):
             self._free()
 
     # ---- the clip
+
+    def _read_next(self, _: Any = None) -> None:
+        if self._wish is not None and not self.reader.busy and not self._closed:
+            film, self._wish = self._wish, None
+            self._on(self.reader, "reading the film", lambda stop: self._take(film), "clip")
 
     def _take(self, film: Any) -> None:
         reading = self.reading
