@@ -15,7 +15,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "nbs" / "images"
-STORIES = "an_artist_edits or looks_at_features or walks_an_edit or compares_and_votes"
+STORIES = "a_newcomer_presses or looks_at_features or walks_an_edit or compares_and_votes"
 PANELS = ("edit", "features", "denoise", "compare")
 
 

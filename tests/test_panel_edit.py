@@ -1,6 +1,7 @@
 "The edit panel without a browser: every way in, a queue, cancelled anywhere, kept films, and equal to edit_video."
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -702,4 +703,19 @@ def test_a_source_may_be_chosen_in_the_panel(clip_file, tmp_path):
     panel.steps.clip.on_action("open")
     assert panel.state.error == "" and (panel.state.source.clip.frames == read_clip(clip_file, max_frames=5).frames).all()
     assert open_source(str(clip_file), Reading(max_frames=5)).reading == {"max_frames": 5}
+    panel.close()
+
+
+@pytest.mark.parametrize("named, back, closed", [(False, False, True), (True, False, False), (False, True, False)])
+def test_a_panel_that_has_left_the_page_is_closed(tmp_path, monkeypatch, named, back, closed):
+    monkeypatch.setattr("tokenflow_nb.panels.edit.AWAY", 0.05)
+    monkeypatch.setattr("tokenflow_nb.panels.edit.has_name", lambda panel: named)
+    panel = EditPanel(store=Store(tmp_path), worker=Worker(threaded=False))
+    panel.steps.prompt.views = 1
+    panel.steps.prompt.views = 0
+    panel.steps.prompt.views = int(back)  # its cell was moved
+    until = time.monotonic() + (PATIENCE if closed else 0.5)
+    while panel.comm is not None and time.monotonic() < until:
+        time.sleep(0.02)
+    assert (panel.comm is None) == closed
     panel.close()

@@ -183,6 +183,9 @@ def shots(folder):
                     page.wait_for_timeout(300)
                     around = width - round(panel.bounding_box()["width"])
                     page.set_viewport_size(dict(width=width + around, height=TALL))
+                page.wait_for_timeout(300)
+                height = round(panel.bounding_box()["height"])
+                page.set_viewport_size(page.viewport_size | dict(height=max(TALL, height + 300)))  # all of it is on the page
                 page.wait_for_timeout(500)
                 files.append(folder / f"{name}-{theme}-{width}.png")
                 panel.screenshot(path=files[-1])

@@ -55,13 +55,16 @@ def _run_here(
 FEWEST_RUNS, MOST_RUNS = 2, 16  # for one length on a CPU
 
 
-def run_order(lengths: Sequence[int]) -> list[int]:
+def run_order(
+    lengths: Sequence[int],
+    most: int = MOST_RUNS,  # of one length
+) -> list[int]:
     """The lengths in the order of their runs.
 
-    Short clips run more often: until they have had as many frames as the longest, within `FEWEST_RUNS` and `MOST_RUNS`.
+    Short clips run more often: until they have had as many frames as the longest, within `FEWEST_RUNS` and `most`.
     The runs of each length are spread over the whole time.
     """
-    counts = {frames: min(MOST_RUNS, max(FEWEST_RUNS, max(lengths) // frames)) for frames in lengths}
+    counts = {frames: min(most, max(FEWEST_RUNS, max(lengths) // frames)) for frames in lengths}
     starts = [((turn + 0.5) / count, frames) for frames, count in counts.items() for turn in range(count)]
     return [frames for _, frames in sorted(starts)]
 

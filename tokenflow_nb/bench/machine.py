@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from .growth import growth_table, plot_growth, run_apart, run_order
+from .growth import MOST_RUNS, growth_table, plot_growth, run_apart, run_order
 from .presets import PRESETS, Subject, subjects_of
 from .run import CLOCKS, Run, matrix_rate, run_job
 from .table import Line, bench_preset, flat, table
@@ -99,6 +99,7 @@ def bench(
     scenes: int = 1,  # for toy: each preset gets the mean over this number of scenes
     steps: int | None = None,  # denoising steps of all presets; None: each preset's own
     growth_steps: int = 4,  # denoising steps for `lengths`
+    growth_runs: int = MOST_RUNS,  # of one length, at most
     resolution: tuple[int, int] | None = None,  # height and width; None: 128×128 for toy, 512×512 for sd
     clock: str = "wall",  # or cpu: this process's computing time, if others use the machine, too
     progress: bool = False,
@@ -108,7 +109,7 @@ def bench(
         raise ValueError(f"clock={shown(clock)} is unknown: clocks are {' and '.join(CLOCKS)}")
     progress, frames = switch("progress", progress), whole("frames", frames, 2, none="24 for toy, 40 for sd")
     lengths = [whole("lengths", count, 2, of="frames") for count in listed("lengths", lengths, "numbers of frames")]
-    growth_steps = whole("growth_steps", growth_steps, 2)
+    growth_steps, growth_runs = whole("growth_steps", growth_steps, 2), whole("growth_runs", growth_runs, 1)
     changes = {} if steps is None else dict(num_inference_steps=steps)
     presets = [choice("presets", name, PRESETS) for name in listed("presets", presets, "names")]
     for name in presets:
@@ -120,7 +121,7 @@ def bench(
     for name in presets:
         with _noting_failure(name, frames, failed):
             lines.append(bench_preset(name, subjects, frames, rate, CLOCKS[clock], progress, **changes))
-    for count in run_order(lengths) if model.device.type == "cpu" else sorted(set(lengths)):
+    for count in run_order(lengths, growth_runs) if model.device.type == "cpu" else sorted(set(lengths)):
         if ("growth", count) not in failed:
             with _noting_failure("growth", count, failed):
                 runs.append(run_apart(size, count, growth_steps, resolution, clock, progress))

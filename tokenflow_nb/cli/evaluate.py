@@ -169,7 +169,7 @@ def run_bench(args: argparse.Namespace) -> None:
     folder = writable_folder("--out", args.out)
     from tokenflow_nb.bench import bench
 
-    names = ("presets", "lengths", "frames", "scenes", "steps", "growth_steps", "resolution", "clock")
+    names = ("presets", "lengths", "frames", "scenes", "steps", "growth_steps", "growth_runs", "resolution", "clock")
     found = bench(args.size, progress=not args.quiet, **given(args, names))
     print(found)
     for path in found.save(folder):
@@ -181,6 +181,7 @@ _BENCH_EPILOG = """examples:
   tokenflow_nb bench --size sd --out bench-of-this-gpu            needs a GPU, downloads nothing
   tokenflow_nb bench --scenes 4 --lengths ""                      only the table; quality is the mean of four scenes
   tokenflow_nb bench --presets "" --growth-steps 25               only the growth, with as many steps as an edit
+  tokenflow_nb bench --presets "" --lengths 24,2000 --growth-steps 2 --growth-runs 1      minutes; memory hardly varies
 
 Prints the table and writes bench.md, bench.csv, bench.json and growth.png.
 The preset «published» has the settings of the authors' program: 1,169 evaluations a frame; the default has 96.
@@ -204,6 +205,7 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     add("--steps", **number, help="denoising steps of every preset (default: those of each preset)")
     growth = "denoising steps in the measurement of growth; each length has its own process"
     add("--growth-steps", **number, default=4, help=growth)
+    add("--growth-runs", **number, help="runs of one length at most (default: 16)")
     resolution = "height x width of the frames (default: 128 for toy, 512 for sd)"
     add("--resolution", type=parse_size, metavar="SIZE", help=resolution)
     clock = "wall: elapsed time; cpu: processor time of this process"
