@@ -152,6 +152,10 @@ def test_no_picture_turns_grey_and_the_player_stays(show):
     stage = Stage(show(CELL, ROWS))
     page, panel, expect = stage.page, stage.panel, stage.expect
     stage.arrived(0)
+    page.wait_for_function(  # the first pictures are on the page, not only in the kernel
+        "([rows, grey]) => [...document.querySelectorAll(rows)].every((canvas) => canvas.width > 99 && eval(grey)(canvas) < 1000)",
+        arg=[ROWS, GREY],
+    )
     page.evaluate(
         """([rows, play, grey]) => {
           window.seen = { grey: 0, hidden: 0, looks: 0 };

@@ -1,5 +1,6 @@
 "The edit panel as an artist and an engineer use it, and by the keyboard alone."
 
+import re
 import struct
 
 import numpy as np
@@ -224,6 +225,45 @@ def test_an_edit_by_keyboard_alone(show):
     page.wait_for_timeout(300)
     assert drawn(panel.locator(".tfnb-player")) != before
     assert page.locator(".jp-Notebook .jp-CodeCell").count() <= 2  # no key reached the notebook
+
+
+def test_a_path_an_interrupt_and_the_same_edit_again(show, phone_film):
+    from playwright.sync_api import expect
+
+    page = show(CELL.format(arguments='model="toy", num_inference_steps=3, keyframe_interval=2, max_frames=3'), PANEL)
+    panel = page.locator(PANEL)
+    path, about = panel.get_by_label("Film", exact=True), panel.locator(".tfnb-section").first.get_by_role("status").first
+    path.fill("/nowhere/film.mp4")
+    path.press("Enter")
+    expect(panel.locator(".tfnb-field[data-name=path] [role=alert]")).to_contain_text("/nowhere/film.mp4")
+    expect(path).to_have_attribute("aria-invalid", "true")
+    path.fill(str(phone_film))
+    path.press("Enter")
+    expect(about).to_contain_text("3 of 30 frames")
+    expect(panel.locator(".tfnb-field[data-name=path] [role=alert]")).to_be_hidden()
+    focus = path.evaluate("(node) => [getComputedStyle(node).outlineStyle, getComputedStyle(node.closest('.tfnb-line')).overflow]")
+    assert focus[0] != "none" and focus[1] == "visible"  # the ring is there, and nothing cuts it
+
+    panel.get_by_label("Source prompt").fill("a blue star on grass")
+    prompt = panel.get_by_label("Prompt: what the edit should show")
+    prompt.fill("a gold star on grass")
+    open_group(panel, "Steps and guidance")
+    steps = panel.get_by_label("Num inference steps")
+    steps.fill("60")
+    prompt.press("Control+Enter")
+    line = panel.locator(".tfnb-job")
+    expect(line).to_contain_text("running")
+    expect(panel.get_by_role("progressbar")).to_have_attribute("aria-valuenow", re.compile(r"^[1-9]"))
+    page.evaluate("jupyterapp.commands.execute('notebook:interrupt-kernel')")  # the button with the square
+    expect(line).to_contain_text("stopped")
+    expect(panel.get_by_role("status").filter(has_text="Render the same again, and it goes on from there")).to_be_visible()
+    button(line, "Remove").click()
+    steps.fill("3")
+    prompt.press("Control+Enter")
+    expect(button(panel, "Film (mp4)")).to_be_visible()
+    prompt.press("Control+Enter")
+    expect(panel.get_by_role("status").filter(has_text="kept from an earlier render")).to_be_visible()
+    expect(panel.locator(".tfnb-card")).to_have_count(1)
 
 
 def test_two_panels_and_a_cell_that_is_run_again(show):

@@ -104,6 +104,12 @@ def test_a_person_looks_at_features_and_clicks(show, shots, axe):
     panel.locator(".tfnb-player-play").click()
     page.wait_for_timeout(600)
     panel.locator(".tfnb-player-play").click()
+    layer.select_option(label="up 2 · 16×16 · attn 2")  # the picture shall show a point inside the star, where matches are good
+    expect(panel.locator(".tfnb-strip-title").nth(1)).to_contain_text("up 2")
+    compared(page)
+    box = canvas.bounding_box()
+    canvas.click(position=dict(x=box["width"] / 6 * 0.42, y=(box["height"] - 18) * 0.5))
+    note.filter(has_text="of frame 0").wait_for()
     shots(page, PANEL, "features")
     axe(page, PANEL)
     assert not panel.locator(".tfnb-error").count()
