@@ -335,7 +335,7 @@ def test_notebooks_are_run_and_saved_and_failures_reported(tmp_path, monkeypatch
 def test_the_whole_method_is_one_page():
     "Fewer than 150 lines of code, and only torch and diffusers compute: of ours it takes a clip, and at the end the edit to compare with."
     cells = json.loads((website.NBS / "00_in_one_page.ipynb").read_text(encoding="utf-8"))["cells"]
-    end = next(index for index, cell in enumerate(cells) if "## The same numbers" in "".join(cell["source"]))
+    end = next(index for index, cell in enumerate(cells) if "## The package computes the same numbers" in "".join(cell["source"]))
     code = ["".join(cell["source"]) for cell in cells[:end] if cell["cell_type"] == "code"]
     assert sum(len([line for line in cell.splitlines() if line.strip()]) for cell in code) < 150
     ours = set(re.findall(r"from tokenflow_nb\.([\w.]+) import", "\n".join(code)))
