@@ -11,10 +11,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-colab test-lower test-browser notebooks lab export docs-readme site-preview clean
+.PHONY: help setup demo test test-colab test-lower test-browser notebooks lab export docs-readme readme-film panel-pictures site-preview clean
 
 help: ## this list
-	@echo 'tokenflow_nb: edit a video by a sentence, and see why it works'
+	@echo 'tokenflow_nb: edit a video with a text prompt, and see why the method works'
 	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/.installed ## .venv with everything in it (the other targets call this)
@@ -65,8 +65,8 @@ test-colab test-lower: test-%: setup .venv-%/.installed
 test-browser: setup ## the panels' stories in JupyterLab and chromium; takes minutes
 	@TOKENFLOW_TEST_BROWSER=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser
 
-lab: setup ## JupyterLab on nbs/
-	@$(BIN)/jupyter lab nbs
+lab: setup ## JupyterLab, with the notebook to start with
+	@$(BIN)/jupyter lab nbs/start_here.ipynb
 
 export: setup ## modules from notebooks, then notebooks without clutter
 	@$(BIN)/python .ci/split_imports.py
@@ -78,6 +78,12 @@ notebooks: setup ## run the notebooks and tutorials whose outputs are stale, and
 
 docs-readme: setup ## README.md from nbs/index.ipynb (no Quarto needed)
 	@$(BIN)/python .ci/readme.py
+
+readme-film: setup ## the moving picture of README.md, made anew (minutes)
+	@$(BIN)/python .ci/film.py
+
+panel-pictures: setup ## the pictures of the panels, made anew in chromium (minutes)
+	@HF_HUB_OFFLINE=1 $(BIN)/python .ci/pictures.py
 
 site-preview: setup ## every page as plain HTML in _docs/ (no Quarto needed)
 	@$(FRESH) && $(BIN)/python .ci/website.py preview

@@ -42,6 +42,7 @@ HIDDEN = re.compile(r"^#\|\s*(hide$|include:\s*false|output:\s*false)", re.M)
 NAMES_TOY = re.compile(r"\b(toy|TOY_\w+)\b")
 PLACE = re.compile(rf"/tmp/\S+|\btmp[a-z0-9_]{{8}}\b|/(home|root|Users)/\S+|{re.escape(str(ROOT))}\S*")
 LARGEST = 70_000  # bytes of one picture in a library notebook; a tutorial shows films
+KERNELSPEC = {"display_name": "python3", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -155,7 +156,9 @@ def unfit(path: Path) -> list[str]:
     for output in shown(path):
         data = output.get("data", {})
         text = output.get("text", "") + data.get("text/plain", "")
-        picture = max((len(data.get(kind, "")) * 3 // 4 for kind in ("image/png", "image/jpeg", "image/gif")), default=0)
+        pictures = [data.get(kind, "") for kind in ("image/png", "image/jpeg", "image/gif")]
+        pictures += re.findall(r"data:image/\w+;base64,([\w+/=]*)", data.get("text/html", ""))
+        picture = max(map(len, pictures)) * 3 // 4
         found += [f"stderr: {text[:100]}"] if output.get("name") == "stderr" else []
         found += [f"a bar: {text[:100]!r}"] if "\r" in text else []
         found += [f"names a place of this machine: {place[0]}" for place in [PLACE.search(text)] if place]
@@ -196,17 +199,24 @@ def _save(notebook: nbformat.NotebookNode, path: Path) -> None:
     from nbdev.clean import clean_nb
 
     notebook.metadata[KEY] = {"ran_with": ran_with(notebook, path)}
-    notebook.metadata.pop("widgets", None)  # panels and bars live as long as their kernel: nothing but their names would be left
+    notebook.metadata["kernelspec"] = KERNELSPEC  # without it JupyterLab asks which kernel is meant
+    notebook.metadata.pop("widgets", None)  # panels and bars live as long as their kernel
     for cell in notebook.cells:
         if cell.cell_type == "code":
             keeps = not EXPORTED.search(cell.source)  # such a cell only defines: what else it gives is an accident
-            cell.outputs = [output for output in cell.outputs if keeps and WIDGET not in output.get("data", {})]
+            cell.outputs = [output for output in cell.outputs if keeps and _outlives(output)]
             for output in cell.outputs:
                 _keep_one(output.get("data", {}))
     nbformat.write(notebook, path)
     cleaned = read_nb(path)
     clean_nb(cleaned, allowed_metadata_keys=[KEY])
     write_nb(cleaned, path)
+
+
+def _outlives(output: nbformat.NotebookNode) -> bool:
+    "Whether an output has more than a widget, which it then loses: a panel has a picture, a bar has nothing."
+    data = output.get("data", {})
+    return data.pop(WIDGET, None) is None or "image/png" in data
 
 
 def _keep_one(data: dict) -> None:

@@ -60,7 +60,7 @@ def notebooks() -> list[str]:
 
 
 def html_name(name: str) -> str:
-    "The page that nbdev makes of a notebook: `panels/00_base.ipynb` becomes `panels/base.html`."
+    "The page that nbdev makes of a notebook: `panels/01_base.ipynb` becomes `panels/base.html`."
     path = Path(name)
     return path.with_name(re.sub(r"^\d+[a-zA-Z0-9]*_", "", path.name.lower())).with_suffix(".html").as_posix()
 

@@ -113,7 +113,7 @@ def test_the_shorter_a_length_the_more_often_it_runs_all_along():
     assert {frames: order.count(frames) for frames in order} == {24: 16, 48: 8, 96: 4, 192: 2, 384: 2} and run_order((2000, 24)).count(24) == 16
     for frames in (24, 48, 96):
         assert order[:16].count(frames) == order[16:].count(frames) == order.count(frames) // 2
-    assert run_order(()) == []
+    assert run_order(()) == [] and run_order((24, 2000), most=1) == [24, 2000]
 
 
 def test_a_length_is_told_by_the_mean_time_and_the_median_memory_of_its_runs():

@@ -87,13 +87,7 @@ def test_a_clip_is_one_line_and_cannot_be_changed():
         clip[::-1]
 
 
-def test_without_mediapy_the_one_line_is_shown(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mediapy", None)
-    assert moving()._repr_html_() is None
-
-
 def test_a_notebook_shows_a_player():
-    pytest.importorskip("mediapy")
     assert "<video" in moving(3, 31, 33)._repr_html_()
 
 

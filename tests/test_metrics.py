@@ -534,3 +534,11 @@ def test_a_package_whose_metric_is_broken_costs_no_other_metric(fresh):
     texts = [str(each.message) for each in told]
     assert len(texts) == 3 and all("is left out: " in said and "\n" not in said for said in texts)
     assert "'plain' of broken_metrics:plain is left out: ValueError: it is no metric: put @metric(...)" in texts[1]
+
+
+@pytest.mark.parametrize("worst, scale", [(0.004, "linear"), (0.5, "log")])
+def test_an_outlier_gets_a_logarithmic_axis(worst, scale):
+    errors = dict(vae=0.001, one=0.002, two=0.003, worst=worst)
+    rows = [Row(name, "a", {"warp_error": Measure("warp_error", value)}) for name, value in errors.items()]
+    (axes,) = Report(rows, {}).figure(["warp_error"]).axes
+    assert axes.get_xscale() == scale and ("(log)" in axes.get_xlabel()) == (scale == "log")

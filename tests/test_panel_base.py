@@ -1,30 +1,21 @@
-"What the panels stand on, under every version of ipywidgets: threads, bytes, bounds and words."
+"What the panels stand on, under every version of ipywidgets: threads, bounds and words."
 
-import io
 import threading
+import time
 
 import anywidget
 import ipywidgets
-import numpy as np
 import pytest
 import traitlets
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
 
 from tokenflow_nb.panels.base import (
     Busy,
-    Cache,
     Code,
     ErrorBox,
     Note,
     Panel,
-    Player,
     Progress,
-    Strip,
     Worker,
-    encode_film,
-    encode_png,
     in_words,
     progress_bar,
 )
@@ -124,39 +115,6 @@ def test_the_time_left_counts_what_this_start_has_done(monkeypatch):
     assert progress.text == "editing · about 40 s left"
 
 
-@given(
-    st.integers(1, 12), st.integers(1, 12), st.sampled_from([(), (3,), (4,)]), st.integers(0, 2**32 - 1)
-)
-def test_png_gives_the_same_pixels_back(height, width, channels, seed):
-    picture = np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8)
-    assert (np.asarray(Image.open(io.BytesIO(encode_png(picture)))) == picture).all()
-    assert (np.asarray(Image.open(io.BytesIO(encode_png(picture[::-1, ::-1])))) == picture[::-1, ::-1]).all()
-
-
-@pytest.mark.parametrize("bad", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8), "picture"])
-def test_what_is_no_picture_is_refused(bad):
-    with pytest.raises(ValueError, match="give uint8 of shape"):
-        encode_png(bad)
-
-
-@pytest.mark.parametrize("size, expected", [((100, 300), (32, 96)), ((20, 30), (20, 30)), ((1000, 2), (32, 1))])
-def test_films_are_made_smaller_never_larger(size, expected):
-    film = encode_film(np.zeros((2, *size, 3), np.uint8), height=32)
-    assert [Image.open(io.BytesIO(frame)).size[::-1] for frame in film] == [expected] * 2
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60)), max_size=60))
-def test_the_cache_is_bounded_and_keeps_the_last(requests):
-    cache, made = Cache(max_bytes=100), {}
-    for name, size in requests:
-        size = made.setdefault(name, size)
-        assert cache.get(name, lambda: bytes(size)) == bytes(size)
-        assert cache.nbytes == sum(made[kept] for kept in made if kept in cache) <= 100
-        assert name in cache
-    cache.clear()
-    assert len(cache) == cache.nbytes == 0
-
-
 @pytest.mark.parametrize("text", ["<img src=x onerror=alert(1)>", "a & b", "it's \"quoted\"", "naïve 星"])
 def test_text_is_shown_as_it_is(text):
     box, words = ErrorBox(), Note(text)
@@ -173,21 +131,11 @@ def test_errors_have_words_even_without_a_message():
     assert in_words(KeyError("up 1")) == "KeyError: 'up 1'"
 
 
-@pytest.mark.parametrize("widget", [Strip, Player, Code])
-def test_canvases_are_only_traits_and_a_script(widget):
-    made = widget()
-    assert isinstance(made, anywidget.AnyWidget)
+def test_code_is_only_a_trait_and_a_script():
+    made = Code()
+    assert isinstance(made, anywidget.AnyWidget) and made.traits()["text"].help
     state = made.get_state()
     assert "export default" in state["_esm"] and "--tfnb-accent" in state["_css"]
-    own = set(widget.class_own_traits())
-    assert all(made.traits()[name].help for name in own - {"_esm", "_css"} if not name.startswith("_"))
-
-
-def test_a_click_is_a_plain_value():
-    strip, places = Strip(rows=[[b"png"]]), []
-    strip.observe(lambda change: places.append(change.new), "picked")
-    strip.set_state({"picked": dict(row=0, frame=3, x=0.5, y=0.25)})  # as the browser sends it
-    assert places == [dict(row=0, frame=3, x=0.5, y=0.25)]
 
 
 class State(traitlets.HasTraits):
@@ -206,8 +154,52 @@ def test_a_panel_shows_its_errors_and_closes_everything_inside():
     panel.state.error = ""
     assert panel.errors.value == ""
     progress.update(1, 2, "editing")
-    assert bar.children[0].value == 0.5
+    assert 'role="progressbar"' in bar.children[0].value and 'aria-valuenow="50"' in bar.children[0].value
+    assert 'role="status"' in bar.children[1].value and 'role="status"' not in Note("a hint", live=False).value
     panel.close()
     panel.close()
     assert panel.state.closed == 1
     assert panel.comm is None and button.comm is None and bar.children[0].comm is None
+
+
+IN_A_KERNEL = """
+import threading
+import time
+from tokenflow_nb.panels.base import Worker
+
+worker, ends = Worker(), []
+
+def work(stop):
+    ends.append("stopped" if stop.wait(60) else "ran to its end")
+
+worker.start("waiting", work)
+"""
+
+
+def test_the_kernels_interrupt_stops_what_a_worker_does_when_no_cell_runs():
+    "■ in a real kernel, twice: ipykernel itself ignores the signal between two cells. A cell is interrupted as ever."
+    from jupyter_client.manager import start_new_kernel
+
+    manager, client = start_new_kernel(kernel_name="python3")
+
+    def run(code):
+        found = []
+        client.execute_interactive(code, timeout=120, output_hook=lambda message: found.append(message["content"].get("text", "")))
+        return "".join(found).strip()
+
+    try:
+        for code in (IN_A_KERNEL, "ends.clear(); worker.start('waiting', work)"):
+            run(code)
+            assert run("print(worker.busy)") == "True"
+            time.sleep(0.2)  # until the kernel has told that the cell is done, the signal is the cell's
+            manager.interrupt_kernel()
+            assert run("print(worker.wait(30), ends)") == "True ['stopped']"
+        asked = client.execute("import time; time.sleep(60)")
+        time.sleep(1)
+        manager.interrupt_kernel()
+        while (reply := client.get_shell_msg(timeout=60))["parent_header"].get("msg_id") != asked:
+            pass
+        assert reply["content"]["ename"] == "KeyboardInterrupt"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

@@ -8,9 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenflow_nb.clip import Clip, ClipError
+from tokenflow_nb.config import EditConfig
 from tokenflow_nb.panels.compare import (
-    VIEWS, ComparePanel, CompareState, Vote, VoteError, compare_films, difference, time_slice, vote_order, vote_table, wilson_interval,
+    ComparePanel, CompareState, Preference, Vote, VoteError, difference, named_clips, vote_order, vote_table, wilson_interval,
 )
+from tokenflow_nb.panels.films import VIEWS, encode_webp
+from tokenflow_nb.result import EditResult
 
 NAMES = ["source", "ours & more", "<i>theirs</i>"]
 
@@ -31,8 +34,8 @@ def inside(box):
 
 
 def told(panel):
-    "All that a browser was told of a panel, but for the pixels and the canvas code."
-    traits = [item for widget in inside(panel) for item in widget.get_state().items() if item[0] not in ("films", "_esm", "_css")]
+    "All that a browser was told of a panel, but for the pixels, the canvas code, and how many questions there were before."
+    traits = [item for widget in inside(panel) for item in widget.get_state().items() if item[0] not in ("_shown", "question", "_esm", "_css")]
     return str([(name, value) for name, value in traits if "IPY_MODEL" not in str(value)])
 
 
@@ -58,36 +61,52 @@ def test_one_clip_is_no_comparison():
         ComparePanel([make_clip(0)])
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_every_view_of_one_frame(view):
+def test_a_clip_of_one_frame_can_be_compared():
     panel = ComparePanel([make_clip(0, frames=1), make_clip(255, frames=1)])
-    panel.view.value = view
-    assert panel.player.films and all(len(film) == 1 for film in panel.player.films) and panel.errors.text == ""
-    assert panel.player.wipe == (view == "wipe")
+    assert [len(film) for film in panel.player.films] == [1, 1] and panel.player.views == list(VIEWS) and panel.errors.text == ""
     panel.close()
 
 
-def test_views_follow_their_choosers(panel):
-    panel.view.value = "difference"
-    assert panel.player.names[0].startswith("source − ours & more: black is equal, the brightest 39%")
-    panel.second.value = 2
-    assert "theirs" in panel.player.names[0] and "78%" in panel.player.names[0]
-    panel.second.value = 0
-    assert "the mean 0.0%" in panel.player.names[0]  # a clip beside itself
+def test_films_follow_their_choosers_and_are_not_sent_again(panel):
+    ids = [film.id for film in panel.state.films]
+    for first, second in ((0, 2), (2, 2), (1, 0)):
+        panel.first.value, panel.second.value = first, second
+        assert panel.player.names == [NAMES[first], NAMES[second]]
+        assert [each["id"] for each in panel.player._shown] == [ids[first], ids[second]]
 
 
-def test_difference_and_cut_are_what_they_say():
+def result(prompt, value, source=None):
+    source = make_clip(0) if source is None else source
+    return EditResult(make_clip(value), source, EditConfig(prompt), model={}, timings={})
+
+
+@pytest.mark.parametrize("given, names, expected", [
+    ([result("a star", 1), result("a sun", 2)], None, ["source", "a star", "a sun"]),
+    (result("a star", 1), None, ["source", "a star"]),
+    ([result("a star", 1), result("a star", 2)], None, ["source", "a star", "a star (2)"]),
+    ([make_clip(0), result("a star", 1)], None, ["clip 1", "a star"]),
+    ([result("a star", 1), result("a sun", 2, make_clip(9))], None, ["a star", "a sun"]),
+    ({"before": make_clip(0), "<b>": result("a star", 1)}, None, ["before", "<b>"]),
+    ([result("a star", 1), result("a sun", 2)], ["one", "two"], ["source", "one", "two"]),
+])
+def test_results_name_themselves_beside_their_common_source(given, names, expected):
+    clips, found = named_clips(given, names)
+    assert found == expected and len(clips) == len(found)
+    panel = ComparePanel(given, names)
+    assert panel.player.names == expected[:2]
+    panel.close()
+
+
+def test_the_difference_is_what_it_says():
     first, second = np.zeros((2, 4, 5, 3), np.uint8), np.zeros((2, 4, 5, 3), np.uint8)
     second[1, 2, 3] = (255, 0, 0)
     expected = np.zeros((2, 4, 5))
     expected[1, 2, 3] = 1 / 3
     assert np.allclose(difference(first, second), expected)
-    assert np.array_equal(time_slice(second, 2), second[:, 2])
-    assert np.array_equal(time_slice(second, 2, height=4), second[[0, 0, 1, 1], 2])
 
 
 def test_bad_values_are_refused_in_words(panel):
-    for name, value in dict(first=3, second=-1, row=12, view="sideways").items():
+    for name, value in dict(first=3, second=-1).items():
         with pytest.raises(traitlets.TraitError, match=name):
             setattr(panel.state, name, value)
 
@@ -127,6 +146,17 @@ def test_nothing_but_pixels_depends_on_the_order(panel):
     assert not any(name in text for text in one for name in ("ours", "theirs", "source"))
 
 
+def test_no_film_is_known_from_before_the_vote_or_from_another_question(panel):
+    seen = {film.id for film in panel.state.films}
+    panel.state.start_vote(rounds=4, seed=1)
+    while panel.state.voting:
+        ids = {each["id"] for each in panel.player._shown}
+        assert len(ids) == 2 and not ids & seen
+        assert all(set(each) - {"id", "poster"} == {"frames", "width", "height", "exact", "lossless"} for each in panel.player._shown)
+        seen |= ids
+        panel.booth.a.click()
+
+
 def test_a_vote_counts_what_was_seen(panel):
     "A voter who always prefers the brighter picture, found by its pixels, always prefers the brighter clip."
     vote(panel, 4, lambda panel: panel.booth.a if panel.player.films[0][0] == bright(panel) else panel.booth.b)
@@ -136,9 +166,39 @@ def test_a_vote_counts_what_was_seen(panel):
 
 
 def bright(panel):
-    from tokenflow_nb.panels.base import encode_png
+    return encode_webp(panel.state.clips[max(panel.state.shown)][0], None)
 
-    return encode_png(panel.state.clips[max(panel.state.shown)][0])
+
+@given(st.lists(st.sampled_from(["A", "B", "cannot tell"]), min_size=6, max_size=6), st.integers(0, 99))
+def test_who_cannot_tell_is_counted_and_left_out(answers, seed):
+    one = Vote(["x", "y"], rounds=6, seed=seed)
+    for answer in answers:
+        one.answer(answer)
+    [found], torn = one.preferences(), answers.count("cannot tell")
+    assert (found.trials, found.undecided) == (6 - torn, torn) and 0 <= found.wins <= found.trials
+    assert (one.chose_a.wins, one.chose_a.trials, one.chose_a.undecided) == (answers.count("A"), 6 - torn, torn)
+    assert found.interval == wilson_interval(found.wins, found.trials)
+    assert ("cannot tell" in str(found)) == bool(torn)
+    assert Preference("x", "y", 0, 0, 6).verdict == "undecided"
+
+
+def test_keys_answer_and_a_key_that_was_held_answers_once(panel):
+    panel.booth.rounds.value = 1
+    panel.booth.start.click()
+    asked = panel.player.question
+    for key, question in (("a", asked), ("a", asked), ("c", asked + 1), ("b", asked + 2)):
+        panel.player._heard(panel.player, dict(pressed=key, question=question), [])
+    assert panel.state.vote.done and panel.errors.text == "" and panel.player.letters == []
+    assert sum(each.undecided for each in panel.state.vote.preferences()) == 1 and ", 1 cannot tell" in panel.result.value
+
+
+def test_a_vote_hides_the_views_and_gives_them_back(panel):
+    panel.player.view = "wipe"
+    panel.booth.start.click()
+    assert (panel.player.view, panel.player.views, panel.player.playing) == ("side by side", ["side by side"], True)
+    panel.booth.a.click()
+    panel.booth.give_up.click()
+    assert (panel.player.view, panel.player.views, panel.player.playing) == ("wipe", list(VIEWS), False)
 
 
 def test_a_vote_is_unreadable_before_its_end(panel):
@@ -172,18 +232,15 @@ def test_seeds_are_drawn_afresh_and_told_at_the_end():
 
 def test_choosers_cannot_disturb_a_vote(panel):
     panel.booth.start.click()
-    shown = compare_films(panel.state)
-    panel.view.value = "difference"
+    before = panel.state.shown
     panel.first.value = 1
-    assert [name for name, _ in compare_films(panel.state)] == ["A", "B"] and all(
-        np.array_equal(one, two) for (_, one), (_, two) in zip(shown, compare_films(panel.state))
-    )
+    assert panel.player.names == ["A", "B"] and panel.state.shown == before
 
 
-def test_close_frees_clips_pictures_and_widgets():
+def test_close_frees_clips_films_and_widgets():
     panel = ComparePanel([make_clip(0), make_clip(1)])
     widgets = inside(panel)
     panel.close()
     panel.close()
-    assert panel.state.clips == () and len(panel.state.cache) == 0
+    assert panel.state.clips == () and panel.state.films == []
     assert all(widget.comm is None for widget in widgets)

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from tokenflow_nb.backbones.schedule import Level, Prediction
 from tokenflow_nb.edit import Edit, EditConfig, EditError
 from tokenflow_nb.inversion import invert
-from tokenflow_nb.panels.base import Cache, Worker
+from tokenflow_nb.panels.base import Worker
+from tokenflow_nb.panels.films import Cache
 from tokenflow_nb.panels.denoise import Branch, DenoisePanel, DenoiseState, clean_from_step, decode_here
-from tokenflow_nb.panels.denoise import schedule_picture
+from tokenflow_nb.panels.denoise import acting_steps, fork_hint, schedule_picture, schedule_text
+from tokenflow_nb.panels.interrupts import _heard
 from tokenflow_nb.store import Store
 from tokenflow_nb.toy.world import Scene
 
@@ -91,6 +93,26 @@ def running(panel, unet, at):
         assert ended
 
 
+@contextmanager
+def held(panel, unet, act):
+    "Does something, is held in the first call of the UNet for the length of the block, and goes on to the end."
+    reached, go_on = threading.Event(), threading.Event()
+    with Hook(unet, 1, lambda: (reached.set(), go_on.wait(PATIENCE))):
+        act()
+        assert reached.wait(PATIENCE)
+        try:
+            yield
+        finally:
+            go_on.set()
+            ended = panel.state.worker.wait(PATIENCE)
+        assert ended
+
+
+def jump(panel, step):
+    "A click on the schedule."
+    panel.schedule._handle_custom_msg(dict(step=step), [])
+
+
 def interrupt():
     raise KeyboardInterrupt
 
@@ -129,7 +151,7 @@ def test_looking_costs_no_call_of_the_unet(make_edit, make_panel, model):
     with Hook(model.unet) as unet, Hook(model.vae.decoder) as decoder:
         panel.controls.back.click()
         panel.controls.step.click()
-        assert unet.calls == decoder.calls == 0 and panel.player.names[1] == "A: predicted clean"
+        assert unet.calls == decoder.calls == 0 and panel.player.names[1] == "A: expected"
 
 
 def test_the_cache_is_bounded_and_a_forgotten_picture_is_made_again(make_edit):
@@ -155,7 +177,9 @@ def test_every_button_for_any_number_of_frames(make_edit, make_panel, frames, ru
     assert panel.state.position == STEPS and [len(film) for film in panel.player.films] == [frames, frames]
     drawn = panel.boxes[0].strip.outlined
     assert len(drawn) == {"paper": -(-frames // 2), "joint": frames, "per_frame": 0}[rule]
-    assert panel.boxes[0].strip.titles == ["latents, decoded", "predicted clean", "source features", "edited features"]
+    assert panel.boxes[0].strip.titles == ["expected", "source features", "edited features"]
+    panel.kind.value = "noisy"
+    assert panel.boxes[0].strip.titles[0] == "noisy" and panel.player.names[1] == "A: noisy"
 
 
 def test_the_keyframes_shown_are_those_of_the_step(make_edit, make_panel):
@@ -174,16 +198,20 @@ def test_a_panel_on_a_finished_edit(make_edit, make_panel):
     assert "the edit is done" in panel.errors.text
     panel.controls.back.click()
     assert panel.errors.text == "" and panel.state.position == STEPS - 1
-    panel.controls.jump.value = 0
-    assert panel.state.position == 0 and panel.controls.back.disabled
+    jump(panel, 0)
+    assert panel.state.position == 0 and panel.controls.back.disabled and panel.controls.start.disabled
     panel.controls.back.click()
     assert "no step before step 0" in panel.errors.text
+    panel.controls.end.click()
+    assert panel.errors.text == "" and panel.state.position == STEPS
+    panel.controls.start.click()
+    assert panel.state.position == 0
 
 
 def test_a_panel_on_an_edit_that_was_loaded(make_edit, make_panel, model, tmp_path):
     path = make_edit().step().step().save(tmp_path / "edit.safetensors")
     panel = make_panel(Edit.load(path, model, Store(tmp_path / "store")))
-    assert panel.state.position == panel.controls.jump.min == 2 and panel.player.names[1] == "A: latents, decoded"
+    assert panel.state.position == panel.schedule.first == 2 and panel.player.names[1] == "A: noisy"
     panel.controls.run.click()
     assert panel.errors.text == "" and torch.equal(panel.state.branches[0].edit.latents, make_edit().run().latents)
 
@@ -204,7 +232,7 @@ def test_a_panel_on_an_edit_whose_source_is_gone(make_edit, make_panel, tmp_path
     assert "run invert() again" in panel.errors.text and panel.state.position == 0
     panel.fork.fields["prompt"].value = "a red star"
     panel.fork.fork.click()
-    assert "run invert() again" in panel.errors.text and len(panel.state.branches) == 1
+    assert "run invert() again" in panel.fork.errors.text and len(panel.state.branches) == 1
 
 
 def test_a_closed_panel_says_so_and_keeps_nothing(make_edit, make_panel):
@@ -232,34 +260,105 @@ def test_an_interrupt_on_the_calling_thread_spoils_nothing(make_edit, make_panel
         with Hook(model.unet, at, interrupt), pytest.raises(KeyboardInterrupt):
             panel.controls.run.click()
         assert panel.state.position == panel.state.branches[0].edit.index < STEPS
-        assert panel.controls.jump.value == panel.state.position and not panel.controls.run.disabled
+        assert panel.schedule.position == panel.schedule.wish == panel.state.position and not panel.controls.run.disabled
     panel.controls.run.click()
     assert torch.equal(panel.state.branches[0].edit.latents, make_edit().run().latents)
 
 
-def test_an_interrupt_of_the_kernel_leaves_a_run_alone(make_edit, make_panel, model):
-    "The signal reaches the kernel's main thread; the worker's run goes on to the same latents."
+def test_an_interrupt_of_the_kernel_stops_a_run_after_its_step(make_edit, make_panel, model):
+    "The handler that the panel's thread sets is called as the signal would call it; see test_panel_base for the signal."
     panel = make_panel(threaded=True)
     with running(panel, model.unet, 7):  # in the second step: the first asks three branches for keyframes and frames
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with the signal ignored
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-        finally:
-            signal.signal(signal.SIGINT, before)
-    assert panel.state.position == STEPS and panel.errors.text == ""
+        _heard(signal.SIGINT, None)
+    assert panel.state.position == 2 == panel.state.wish and panel.errors.text == "" and not panel.controls.run.disabled
+    panel.controls.run.click()
+    assert panel.state.worker.wait(PATIENCE)
     assert torch.equal(panel.state.branches[0].edit.latents, make_edit().run().latents)
 
 
 def test_two_clicks_on_run_and_clicks_in_a_run(make_edit, make_panel, model):
+    "Run again changes nothing. Back and Step leave the run: they count from the step that is shown."
     panel = make_panel(threaded=True)
     with running(panel, model.unet, 1) as unet:
         panel.controls.run.click()
         assert panel.errors.text == "" and panel.controls.run.disabled and not panel.controls.pause.disabled
-        panel.controls.back.click()
-        assert "already running" in panel.errors.text
+        assert panel.fork.fork.disabled
     assert unet.calls == 2 * 3 * (STEPS // 2) + 2 * 2 * (STEPS // 2)  # guidance acts at half of these few steps
     assert torch.equal(panel.state.branches[0].edit.latents, make_edit().run().latents)
+    other = make_panel(threaded=True)
+    with running(other, model.unet, 7):
+        assert other.state.position == 1
+        other.controls.step.click()
+    assert other.state.position == 2 and other.errors.text == ""
+
+
+def test_the_last_wish_counts(make_panel, model):
+    "Clicks and keys that come while a step is being taken add up, and none is refused."
+    panel = make_panel(threaded=True)
+    with held(panel, model.unet, panel.controls.step.click):
+        panel.controls.step.click()
+        panel.schedule._handle_custom_msg(dict(by=1), [])
+        assert panel.schedule.wish == 3 and panel.schedule.busy and panel.schedule.position == 0
+    assert panel.state.position == 3 and panel.errors.text == "" and not panel.schedule.busy
+    with held(panel, model.unet, panel.controls.end.click):
+        jump(panel, 1)
+    assert panel.state.position == 1 and panel.state.branches[0].edit.index == STEPS
+    panel.schedule._handle_custom_msg(dict(by=-9), [])  # a key may ask for more than there is
+    assert panel.state.worker.wait(PATIENCE) and panel.state.position == 0 and panel.errors.text == ""
+
+
+def test_a_fork_after_a_step_waits_for_it(make_panel, model):
+    "Work is done in the order of the clicks; the decoding of pictures gives way."
+    panel = make_panel(threaded=True)
+    panel.fork.fields["prompt"].value = "a red star"
+    with held(panel, model.unet, panel.controls.step.click):
+        panel.fork.fork.click()
+    assert panel.state.branches[1].edit.index == 1 and panel.errors.text == panel.fork.errors.text == ""
+
+
+def test_the_last_pictures_stay_until_new_ones_are_there(make_panel):
+    "No film is grey or shorter at any moment, neither when a step is taken nor when a branch begins."
+    panel, films, rows = make_panel(), [], []
+    panel.player.observe(lambda change: films.append(change.new), "films")
+    panel.boxes[0].strip.observe(lambda change: rows.append(change.new), "rows")
+    panel.controls.step.click()
+    panel.fork.fields["prompt"].value = "a red star"
+    panel.fork.fork.click()
+    panel.controls.run.click()
+    panel.controls.back.click()
+    shown = [film for each in films for film in each] + [film for each in rows for film in each] + panel.boxes[1].strip.rows
+    assert len(films) > 4 and all(len(film) == 2 and panel._grey not in film for film in shown)
+
+
+def test_a_fork_that_changes_nothing_any_more_is_said(make_edit, make_panel):
+    panel = make_panel(make_edit(guidance_stop=0.5, pnp_attn_t=0.5))  # both act in two of four steps
+    assert acting_steps(panel.state.branches[0].edit) == dict(guidance=2, attention=2, features=3)
+    hint, fields = (lambda: panel.fork.hint.value), panel.fork.fields
+    assert hint() == "" and not panel.fork.fork.disabled
+    jump(panel, 2)
+    assert "Guidance acts in steps 1 to 2" in hint() and "raise Guidance stop" in hint() and not panel.fork.fork.disabled
+    fields["guidance_stop"].value = 1.0
+    assert hint() == ""
+    fields["pnp_attn_t"].value = 0.25
+    assert "attention changes nothing" in hint()
+    fields["pnp_attn_t"].value = 1.0
+    assert hint() == ""
+    panel.controls.end.click()
+    assert "The edit is done" in hint() and panel.fork.fork.disabled
+    with pytest.raises(EditError, match="go back to an earlier step to fork"):
+        panel.state.fork(prompt="a red star")
+    assert fork_hint(panel.state.branches[0].edit, 2, dict(guidance_stop=7)) == ""  # refused in words when it is made
+
+
+def test_a_fork_changes_the_keyframe_interval(make_edit, make_panel):
+    panel = make_panel(make_edit(4))
+    panel.controls.step.click()
+    panel.state.keyframe_interval = 9  # an advice may be longer than the clip
+    assert panel.fork.fields["keyframe_interval"].value == panel.state.keyframe_interval == 4
+    panel.fork.fork.click()
+    panel.controls.run.click()
+    assert panel.errors.text == panel.fork.errors.text == "" and len(panel.boxes[1].strip.outlined) == 1
+    assert "keyframe interval 4" in panel.boxes[1].title.value and "keyframe interval 2" in panel.boxes[0].place.value
 
 
 def test_pause_stops_after_the_step_and_run_goes_on(make_edit, make_panel, model):
@@ -290,11 +389,12 @@ def test_forks_stand_beside_their_parent(make_edit, make_panel):
     panel.controls.run.click()
     parent, fork = panel.state.branches
     assert torch.equal(parent.edit.latents, make_edit().run().latents) and not torch.equal(fork.edit.latents, parent.edit.latents)
-    assert len(panel.strips.children) == 2 and panel.player.names == ["source", "A: predicted clean", "B: predicted clean"]
-    assert "attention: not injected" in panel.boxes[1].schedule.value and "attention injected" in panel.boxes[0].schedule.value
+    assert len(panel.strips.children) == 2 and panel.player.names == ["source", "A: expected", "B: expected"]
+    assert "attention injected, A: steps 1 to 3" in panel.schedule.text and "attention injected, B: no step" in panel.schedule.picture
+    assert "features injected: steps" in panel.schedule.text  # one bar for both
     assert "<b>" not in panel.boxes[1].title.value and "from step 1" in panel.boxes[1].title.value
-    panel.controls.jump.value = 1
-    assert panel.boxes[0].strip.rows[1] == panel.boxes[1].strip.rows[1]  # the step that they share
+    jump(panel, 1)
+    assert panel.boxes[0].strip.rows[0] == panel.boxes[1].strip.rows[0]  # the step that they share
 
 
 def test_a_fork_that_decides_what_is_done_is_refused_in_words(make_edit):
@@ -310,12 +410,16 @@ def test_a_fork_that_decides_what_is_done_is_refused_in_words(make_edit):
 def test_unknown_layers_are_said_with_those_there_are(make_panel):
     panel = make_panel()
     panel.controls.step.click()
-    panel.layer.options = [*panel.layer.options, "up 9 · 1×1 · attn 0"]
-    panel.layer.value, panel.features.value = "up 9 · 1×1 · attn 0", True
+    panel.layer.offer([*panel.layer.options, "up 9 · 1×1 · attn 0"], "up 9 · 1×1 · attn 0")
+    panel.features.value = True
     assert "There are" in panel.errors.text and "attn" in panel.errors.text
 
 
 def test_the_schedule_is_readable_without_colours():
-    picture = schedule_picture([1.0, 0.5, 0.0], 1, dict(attention=1, features=0))
-    assert 'aria-label="step 1 of 2, noise level 0.50; injected: attention up to step 1"' in picture
-    assert "attention injected: steps 1–1" in picture and "features: not injected" in picture
+    acting = dict(A=dict(guidance=1, attention=1, features=0), B=dict(guidance=2, attention=1, features=0))
+    assert schedule_text([1.0, 0.5, 0.0], 1, acting) == (
+        "step 1 of 2, noise level 0.50; guidance, A: step 1; guidance, B: steps 1 to 2; attention injected: step 1; features injected: no step"
+    )
+    picture = schedule_picture([1.0, 0.5, 0.0], 1, acting, taken=1)
+    assert "guidance, B: steps 1 to 2" in picture and "features injected: no step" in picture and picture.count("tfnb-schedule-bar") == 4
+    assert 'points="0.00,0.00 50.00,25.00"' in picture and 'points="50.00,25.00 100.00,50.00"' in picture  # taken, and not yet

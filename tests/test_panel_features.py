@@ -1,6 +1,7 @@
 "The feature panel without a browser: its state, its marks, its widgets, and everything that can go wrong."
 
 import threading
+import time
 
 import ipywidgets
 import numpy as np
@@ -10,7 +11,7 @@ from made_recording import made_recording
 from tokenflow_nb.backbones.load import load_model
 from tokenflow_nb.correspondence import Trace
 from tokenflow_nb.edit import Edit, EditConfig
-from tokenflow_nb.features import FeatureError
+from tokenflow_nb.features import FeatureError, record
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.panels.base import Busy, Worker
 from tokenflow_nb.panels.features import FeaturePanel, FeatureState, row_titles, trace_marks, trace_words
@@ -78,6 +79,14 @@ def test_a_state_shows_what_is_chosen(state):
     assert state.films == coarse
 
 
+def test_the_last_pictures_stay_while_frames_are_compared(state):
+    "Nothing turns grey when another layer is chosen: its title says that frames are being compared."
+    before, seen = state.films[2], []
+    state.observe(lambda change: seen.append((state.titles[2], change.new[2])), "films")
+    state.layer = COARSE if state.layer == FINE else FINE
+    assert "comparing frames" in seen[0][0] and seen[0][1] == before and "(yellow)" in seen[-1][0] and seen[-1][1] != before
+
+
 def test_pictures_are_made_once(state, monkeypatch):
     state.layer = COARSE
     state.layer = FINE
@@ -121,8 +130,15 @@ def test_nothing_can_be_chosen_before_recording(tmp_path):
 
 
 def test_the_advice_is_in_words(state):
+    with pytest.raises(FeatureError, match="advise\\(\\) first"):
+        state.use_advice()
     state.advise()
-    assert "keyframe_interval=" in state.words
+    assert f"keyframe_interval={state.interval}" in state.advice and state.words == "" and state.advised == 0
+    handed = []
+    state.observe(lambda change: handed.append(change.new), "advised")
+    state.use_advice()
+    state.use_advice()  # once more: a linked panel may have changed its own meanwhile
+    assert [value for value in handed if value] == [state.interval] * 2
 
 
 def test_one_frame(tmp_path):
@@ -131,7 +147,8 @@ def test_one_frame(tmp_path):
     state.record()
     state.pick(0, 0.5, 0.5)
     state.advise()
-    assert not state.error and "only one frame" in state.titles[2] and "one frame" in state.words and len(state.marks) == 3
+    assert not state.error and "only one frame" in state.titles[2] and "one frame" in state.advice and len(state.marks) == 3
+    assert state.interval == 1 and "no other frame" in state.words
 
 
 def test_a_recording_of_another_clip_or_without_one_is_refused(tmp_path):
@@ -146,7 +163,7 @@ def test_a_recording_of_another_clip_or_without_one_is_refused(tmp_path):
 def test_a_second_start_is_refused_while_the_first_works(tmp_path):
     recording, clip, _ = made_recording(tmp_path)
     state, gate, begun = FeatureState(recording, clip), threading.Event(), threading.Event()
-    state._open = lambda _: (begun.set(), gate.wait(30))
+    state._open = lambda *_: (begun.set(), gate.wait(30))
     state._compare = lambda stop: None
     state.record()
     assert begun.wait(30)
@@ -196,17 +213,62 @@ def test_an_edit_is_shown_where_it_is_and_one_that_is_done_says_so(toy):
     config = EditConfig("a gold star on grass", SCENE.caption, num_inference_steps=2, keyframe_interval=3)
     edit = Edit(model, trajectory, config, clip)
     panel = FeaturePanel(edit, layers=["up 2 attn 2"], store=store, worker=inline())
-    shown = panel.state.films
+    shown = lambda: [list(film) for film in panel.state.films]  # noqa: E731
+    first = shown()
     assert "edit's tokens" in panel.strip.titles[1] and panel.state.timestep == edit.timesteps[0]
+    assert panel.step.options == ["1 of 2"] and panel.timestep.layout.display == "none" and panel.step.layout.display is None
     edit.step()
     panel.again.click()
-    assert panel.state.timestep == edit.timesteps[1] and panel.state.films[1] != shown[1]
+    second = shown()
+    assert panel.state.timestep == edit.timesteps[1] and second[1] != first[1] and panel.state.step == 2
     edit.step()
+    panel.again.click()
+    assert not panel.errors.text and shown() == second  # the last step is the one that was next before
+    panel.step.index = 0
+    assert panel.state.step == 1 and shown() == first and edit.done
+    with pytest.raises(FeatureError, match="step=3 is not kept: there are 1, 2"):
+        panel.state.step = 3
+    edit.history = []
     panel.again.click()
     assert "go back() one step" in panel.errors.text and panel.state.recording is not None
-    edit.back()
-    panel.again.click()
-    assert not panel.errors.text
+    panel.close()
+
+
+def test_the_step_that_was_chosen_last_is_recorded(toy, tmp_path):
+    "Choices while the worker records or compares: what it does is given up, and the last choice is shown."
+    model, clip, trajectory, _ = toy
+    config = EditConfig("a gold star on grass", SCENE.caption, num_inference_steps=2, keyframe_interval=3)
+    state = FeatureState(Edit(model, trajectory, config, clip).run(), layers=["up 2 attn 2", "mid attn 0"], store=Store(tmp_path))
+    reached, gate = threading.Event(), threading.Event()
+    state.progress.observe(lambda change: "recording" in change.new and (reached.set(), gate.wait(60)), "text")
+    state.record()
+    assert reached.wait(60)
+    state.step = 1
+    state.progress.unobserve_all()
+    gate.set()
+    until = time.monotonic() + 120
+    while (state.worker.busy or state._shown_step != 1) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert state.recording.timesteps == [state.source.timesteps[0]] and not state.error
+    for layer in ("mid attn 0", "up 2 attn 2"):
+        state.layer = layer
+    while (state.worker.busy or "(yellow)" not in state.titles[2]) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert "up 2" in state.titles[1] and "(yellow)" in state.titles[2]
+    state.close()
+
+
+def test_frames_are_those_of_the_clip_also_where_some_are_recorded(toy):
+    model, clip, trajectory, store = toy
+    recording = record(model, trajectory, ["mid attn 0"], [trajectory.timesteps[0]], [0, 2], store, progress=False)
+    panel = FeaturePanel(recording, clip, model, worker=inline())
+    assert panel.strip.numbers == [0, 2] and panel.state.nearest_frame(1) == 0
+    panel.strip.picked = dict(row=0, frame=1, x=0.5, y=0.5)
+    assert panel.state.frame == 2 == panel.state.point["frame"] and "of frame 2" in panel.state.words and panel.player.frame == 1
+    panel.player.frame = 0
+    assert panel.state.frame == 0 and panel.strip.current == 0
+    with pytest.raises(FeatureError, match="there are 0, 2"):
+        panel.state.frame = 1
     panel.close()
 
 
@@ -234,9 +296,10 @@ def test_another_model_is_refused_in_words(toy, tmp_path):
 def test_widgets_show_the_state_and_set_it(panel):
     state = panel.state
     assert list(panel.layer.options) == [layer.name for layer in state.recording.layers] and not panel.layer.disabled
-    assert panel.layer.value == state.layer and panel.timestep.value == state.timestep
+    assert panel.layer.value == state.layer and panel.timestep.value == str(state.timestep)
+    assert panel.layer.groups == ["up 1 · 4×4", "up 2 · 8×8", "up 2 · 8×8"] and panel.step.layout.display == "none"
     assert panel.strip.rows == state.films and panel.strip.titles == state.titles and panel.player.films == state.films
-    panel.layer.value, panel.timestep.value = COARSE, 1
+    panel.layer.value, panel.timestep.value = COARSE, "1"
     assert (state.layer, state.timestep) == (COARSE, 1) and panel.strip.rows == state.films and panel.strip.cells == 4
     state.layer = FINE
     assert panel.layer.value == FINE and panel.strip.cells == 8
@@ -245,7 +308,7 @@ def test_widgets_show_the_state_and_set_it(panel):
 
 
 def test_a_click_and_a_drag_mark_every_frame(panel):
-    panel.layer.value, panel.timestep.value = FINE, 1
+    panel.layer.value, panel.timestep.value = FINE, "1"
     for x in (0.45, 0.6):
         panel.strip.picked = dict(row=1, frame=2, x=x, y=0.3)
         marks = [mark for mark in panel.strip.marks if mark["row"] == 0]
@@ -254,8 +317,12 @@ def test_a_click_and_a_drag_mark_every_frame(panel):
 
 
 def test_the_advice_appears_in_the_panel(panel):
+    assert panel.use.disabled
     panel.advice.click()
-    assert "keyframe_interval=" in panel.words.value
+    assert f"keyframe_interval={panel.state.interval}" in panel.advised.value and "keyframe_interval" not in panel.words.value
+    assert not panel.use.disabled
+    panel.use.click()
+    assert panel.state.advised == panel.state.interval and "Handed over" in panel.advised.value
 
 
 def test_a_busy_panel_refuses_in_words(panel):

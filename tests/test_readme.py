@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tokenflow_nb.cli import command as cli
 
@@ -47,15 +48,25 @@ def test_code_that_shows_a_panel():
 
 
 def test_no_code_is_left_untested():
-    assert len(PYTHON) == 2 and len(SHELL) == 2
+    assert len(PYTHON) == 2 and len(SHELL) == 3
 
 
-def test_the_two_commands():
-    clone, demo = SHELL
+def test_the_commands():
+    clone, demo, lab = SHELL
     url, folder = re.fullmatch(r"git clone (\S+) && cd (\S+)", clone).groups()
     assert url.endswith(f"/{folder}")
     said = subprocess.run(["make", "--dry-run", *shlex.split(demo)[1:]], cwd=ROOT, capture_output=True, text=True)
     assert said.returncode == 0 and "tokenflow_nb demo --out demo" in said.stdout
+    assert lab == "make lab"
+
+
+def test_its_first_picture_moves_and_is_made_by_one_command():
+    first = re.search(r"!\[[^]]+\]\((nbs/images/[\w.-]+)\)", README)[1]
+    with Image.open(ROOT / first) as picture:
+        assert picture.n_frames > 20 and picture.width <= 900 and (ROOT / first).stat().st_size < 2e6
+    assert Path(first).name in (ROOT / ".ci" / "film.py").read_text(encoding="utf-8")
+    said = subprocess.run(["make", "--dry-run", "readme-film"], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0 and ".ci/film.py" in said.stdout
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([\w-]+)`", README))))

@@ -99,6 +99,39 @@ def test_a_tutorial_is_small_exports_nothing_and_opens_in_colab(name):
     assert f"{website.COLAB}nbs/{name}" in website.said(name).links
 
 
+@pytest.mark.parametrize("name", website.notebooks())
+def test_a_notebook_names_its_kernel(name):
+    "Or JupyterLab asks for one before anything else."
+    assert nbformat.read(website.NBS / name, 4).metadata.get("kernelspec") == run_notebooks.KERNELSPEC
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_what_is_for_colab_does_nothing_elsewhere(name):
+    "*Run All* in plain Jupyter runs these cells too."
+    scope: dict = {}
+    for cell in website.cells(name):
+        if cell["cell_type"] == "code" and re.search(r"^#\|\s*eval:\s*false", cell["source"], re.M):
+            exec(run_notebooks.plain(cell["source"]), scope)
+    assert "files" not in scope and "drive" not in scope
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_begins_with_a_result_and_folds_its_answers(name):
+    "The first cell that runs is short and shows something; what the helpers do is in `toy.lesson`."
+    cells = [cell for cell in website.cells(name) if cell["cell_type"] == "code"]
+    first = cells[1]  # after the one for Colab
+    assert first["outputs"] and len(first["source"].splitlines()) <= 25
+    source = "\n".join(cell["source"] for cell in cells)
+    assert "toy.lesson import" in source and "def show(" not in source and "fit_clip(" not in source
+    assert "<details>" in "".join(cell["source"] for cell in website.cells(name)[-1:])
+
+
+def test_the_first_notebook_is_one_cell_and_make_lab_opens_it():
+    (code,) = [cell["source"] for cell in website.cells("start_here.ipynb") if cell["cell_type"] == "code"]
+    assert 'EditPanel("toy")' in code and website.listed()[1] == "start_here.ipynb"
+    assert "lab nbs/start_here.ipynb" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
 # The checks themselves: each must see what is wrong
 
 
@@ -110,7 +143,7 @@ def page(monkeypatch):
         monkeypatch.setattr(website, "said", lambda name: website.Said().read(text))
         monkeypatch.setattr(website, "cells", lambda name: [])
         website.anchors.cache_clear()
-        return "panels/00_base.ipynb"
+        return "panels/01_base.ipynb"
 
     yield make
     website.anchors.cache_clear()
@@ -121,8 +154,8 @@ def page(monkeypatch):
     [
         ("[edit](../13_edit.ipynb)", ""),
         ("[edit](../09_edt.ipynb)", "no nbs/panels/../09_edt.ipynb"),
-        ("![panel](../images/panel-edit.png)", ""),
-        ("![panel](images/panel-edit.png)", "no nbs/panels/images/panel-edit.png"),
+        ("![panel](../images/panel-edit-light-1400.webp)", ""),
+        ("![panel](images/panel-edit-light-1400.webp)", "no nbs/panels/images/panel-edit-light-1400.webp"),
         ("## A *small* heading\n\n[up](#a-small-heading)", ""),
         ("## A heading\n\n[up](#another-heading)", "has no such anchor"),
         (f"[e]({website.SITE}/edit.html#edit_video)", ""),
@@ -302,7 +335,7 @@ def test_notebooks_are_run_and_saved_and_failures_reported(tmp_path, monkeypatch
 def test_the_whole_method_is_one_page():
     "Fewer than 150 lines of code, and only torch and diffusers compute: of ours it takes a clip, and at the end the edit to compare with."
     cells = json.loads((website.NBS / "00_in_one_page.ipynb").read_text(encoding="utf-8"))["cells"]
-    end = next(index for index, cell in enumerate(cells) if "## The same numbers" in "".join(cell["source"]))
+    end = next(index for index, cell in enumerate(cells) if "## The package computes the same numbers" in "".join(cell["source"]))
     code = ["".join(cell["source"]) for cell in cells[:end] if cell["cell_type"] == "code"]
     assert sum(len([line for line in cell.splitlines() if line.strip()]) for cell in code) < 150
     ours = set(re.findall(r"from tokenflow_nb\.([\w.]+) import", "\n".join(code)))
@@ -319,6 +352,7 @@ def test_the_whole_method_is_one_page():
         (dict(output_type="execute_result", data={"text/plain": f"PosixPath('{ROOT}/nbs')"}, metadata={}, execution_count=1), f"{ROOT}/nbs"),
         (dict(output_type="display_data", data={"image/png": "A" * 96_000}, metadata={}), "a picture of 72 kB"),
         (dict(output_type="display_data", data={"image/png": "A" * 70_000}, metadata={}), ""),
+        (dict(output_type="display_data", data={"text/html": f"<img src='data:image/webp;base64,{'A' * 96_000}'>"}, metadata={}), "a picture of 72 kB"),
     ],
 )
 def test_the_checker_of_outputs_sees(tmp_path, output, why):
@@ -337,3 +371,16 @@ def test_of_two_forms_of_a_picture_one_is_kept():
     small, large = ({"image/png": "A" * size, "image/jpeg": "B" * 50_000, "text/plain": "..."} for size in (70_000, 96_000))
     run_notebooks._keep_one(small), run_notebooks._keep_one(large)
     assert (set(small), set(large)) == ({"image/png", "text/plain"}, {"image/jpeg", "text/plain"})
+
+
+def test_of_a_panel_its_picture_is_kept_and_of_a_bar_nothing():
+    panel, bar, text = ({"text/plain": "x", **more} for more in ({"image/png": "A", run_notebooks.WIDGET: {}}, {run_notebooks.WIDGET: {}}, {}))
+    outputs = [nbformat.v4.new_output("display_data", data=data) for data in (panel, bar, text)]
+    assert [run_notebooks._outlives(output) for output in outputs] == [True, False, True]
+    assert set(outputs[0].data) == {"text/plain", "image/png"}
+
+
+def test_a_saved_notebook_names_its_kernel(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]), tmp_path / "x.ipynb")
+    run_notebooks._save(nbformat.read(tmp_path / "x.ipynb", 4), tmp_path / "x.ipynb")
+    assert nbformat.read(tmp_path / "x.ipynb", 4).metadata["kernelspec"] == run_notebooks.KERNELSPEC

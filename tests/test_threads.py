@@ -26,7 +26,7 @@ from tokenflow_nb.features import FeatureError, record
 from tokenflow_nb.inversion import invert
 from tokenflow_nb.measure.metrics import ClipJudge
 from tokenflow_nb.panels.base import Progress, Worker, its_turn
-from tokenflow_nb.panels.edit import EditState
+from tokenflow_nb.panels.state import EditState
 from tokenflow_nb.scale.jobs import EditJob, edit_many
 from tokenflow_nb.store import Store
 from tokenflow_nb.support.locks import lock_of

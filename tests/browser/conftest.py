@@ -4,7 +4,7 @@
 
 runs these tests; they take minutes, so `make test` skips them. `TOKENFLOW_SCREENSHOTS=folder` keeps the screenshots in a folder.
 A story shows a panel with `show`, drives it like a person, and ends with `shots`, which takes its picture in the light and
-the dark theme, wide and 400 pixels narrow, and fails where something overlaps, sticks out or is cut off.
+the dark theme, at three widths, and fails where something overlaps, sticks out or is cut off.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 )
 START, WORK = 300_000, 240_000  # milliseconds: until the lab or a kernel is up, until a piece of work is done
-WIDE, NARROW, TALL = 1200, 400, 2200  # pixels
+WIDE, MIDDLE, NARROW, TALL = 1400, 800, 400, 2200  # pixels
 KERNEL = "jupyterapp.shell.currentWidget?.sessionContext.session?.kernel"
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
@@ -170,25 +170,60 @@ FAULTS = """(panel) => {
 
 @pytest.fixture
 def shots(folder):
-    "Takes a panel's picture in both themes, wide and narrow, and fails on faults of the layout. Returns the files."
+    "Takes a panel's picture in both themes at three widths, and fails on faults of the layout. Returns the files."
 
     def taken(page, selector: str, name: str) -> list[Path]:
         panel, files, faults = page.locator(selector).first, [], []
         for theme, title in THEMES.items():
             page.evaluate("name => jupyterapp.commands.execute('apputils:change-theme', { theme: name })", title)
             page.locator(f'body[data-jp-theme-name="{title}"]').wait_for(state="attached")
-            for label, width in dict(wide=WIDE, narrow=NARROW).items():
+            for width in (WIDE, MIDDLE, NARROW):
                 page.set_viewport_size(dict(width=width, height=TALL))
-                if label == "narrow":  # the panel itself is so narrow, not the window around it
+                if width == NARROW:  # the panel itself is so narrow, not the window around it
                     page.wait_for_timeout(300)
                     around = width - round(panel.bounding_box()["width"])
                     page.set_viewport_size(dict(width=width + around, height=TALL))
+                page.wait_for_timeout(300)
+                height = round(panel.bounding_box()["height"])
+                page.set_viewport_size(page.viewport_size | dict(height=max(TALL, height + 300)))  # all of it is on the page
                 page.wait_for_timeout(500)
-                files.append(folder / f"{name}-{theme}-{label}.png")
+                files.append(folder / f"{name}-{theme}-{width}.png")
                 panel.screenshot(path=files[-1])
-                faults += [f"{theme}, {label}: {fault}" for fault in panel.evaluate(FAULTS)]
+                faults += [f"{theme}, {width} pixels: {fault}" for fault in panel.evaluate(FAULTS)]
         page.set_viewport_size(dict(width=WIDE, height=TALL))
         assert not faults, "\n".join(faults)
         return files
 
     return taken
+
+
+SERIOUS = ("serious", "critical")
+
+
+@pytest.fixture(scope="session")
+def axe_script(tmp_path_factory) -> str:
+    "The source of axe-core, from npm."
+    folder = tmp_path_factory.mktemp("axe")
+    if not shutil.which("npm"):
+        pytest.skip("needs npm, which fetches axe-core: `apt-get install npm`")
+    got = subprocess.run(["npm", "install", "--silent", "--prefix", folder, "axe-core@4"], capture_output=True, text=True)
+    if got.returncode:
+        pytest.skip(f"axe-core could not be fetched from npm: {got.stderr[-200:]}")
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def axe(axe_script):
+    "Fails where axe-core finds something serious in a part of the page, in the light and the dark theme."
+
+    def check(page, selector: str):
+        page.evaluate(axe_script)
+        for theme, title in THEMES.items():
+            page.evaluate("name => jupyterapp.commands.execute('apputils:change-theme', { theme: name })", title)
+            page.locator(f'body[data-jp-theme-name="{title}"]').wait_for(state="attached")
+            page.wait_for_timeout(500)
+            found = page.evaluate("async (selector) => (await axe.run(selector)).violations", selector)
+            bad = [f"{theme}: {each['id']}: {each['nodes'][0]['html'][:200]}" for each in found if each["impact"] in SERIOUS]
+            assert not bad, "\n".join(bad)
+
+    return check

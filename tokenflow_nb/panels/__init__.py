@@ -4,5 +4,6 @@ from .compare import ComparePanel
 from .denoise import DenoisePanel
 from .edit import EditPanel
 from .features import FeaturePanel
+from .linked import link
 
-__all__ = ["ComparePanel", "DenoisePanel", "EditPanel", "FeaturePanel"]
+__all__ = ["ComparePanel", "DenoisePanel", "EditPanel", "FeaturePanel", "link"]

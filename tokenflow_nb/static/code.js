@@ -1,17 +1,21 @@
-// Code with a button that copies it.
+// Code, folded, with a button that copies it.
 function render({ model, el }) {
-  const box = document.createElement("div");
+  const box = document.createElement("details");
   box.className = "tfnb-code";
+  const summary = document.createElement("summary");
+  summary.className = "tfnb-summary";
   const code = document.createElement("pre");
   code.tabIndex = 0;
   code.setAttribute("aria-label", "Code");
   const button = document.createElement("button");
   button.type = "button";
+  button.className = "tfnb-button";
   button.setAttribute("aria-live", "polite");
-  box.append(code, button);
+  box.append(summary, code, button);
   el.append(box);
 
   function show() {
+    summary.textContent = model.get("title");
     code.textContent = model.get("text");
     button.textContent = "Copy";
     box.hidden = !code.textContent;
@@ -25,9 +29,12 @@ function render({ model, el }) {
       button.textContent = "Selected: press Ctrl+C or ⌘C";
     }
   });
-  model.on("change:text", show);
+  box.addEventListener("keydown", (event) => event.stopPropagation()); // the notebook has its own shortcuts
+  for (const name of ["text", "title"]) model.on(`change:${name}`, show);
   show();
-  return () => model.off("change:text", show);
+  return () => {
+    for (const name of ["text", "title"]) model.off(`change:${name}`, show);
+  };
 }
 
 export default { render };
