@@ -25,7 +25,7 @@ from tokenflow_nb.store import Store, StoreError, drafts
 from tokenflow_nb.toy.world import Scene
 
 SCENE = Scene("star", "blue", "grass", centre=(58, 66), radius=36, velocity=(0.8, -0.3), spin=0.02)
-FEW_KILLS, KILLS = dict(SIGKILL=4, SIGINT=1, SIGTERM=1), dict(SIGKILL=20, SIGINT=6, SIGTERM=6)
+FEW_KILLS, KILLS = dict(SIGKILL=2, SIGINT=1, SIGTERM=1), dict(SIGKILL=20, SIGINT=6, SIGTERM=6)
 
 
 @pytest.fixture(scope="module")

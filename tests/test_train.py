@@ -247,6 +247,7 @@ def test_a_bad_option_is_named_before_anything_is_written(arguments, said, tmp_p
     assert stopped.value.code == 2 and said in capsys.readouterr().err and not folder.exists()
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_from_the_weights_that_ship(tmp_path):
     command = [sys.executable, "-m", "tokenflow_nb.toy.train", "--device", "cpu", "--init", TOY_FOLDER]
     command += ["--pictures", "8", "--minutes-decoder", "0.01", "--minutes-vision", "0.01", "--hours", "0.0001"]
