@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 import pytest
-from edit_states import SCENE, STEPS, FRAMES, ROWS, PATIENCE, cancelling, clip, expected, make, options, same  # noqa: F401
+from edit_states import FRAMES, PATIENCE, ROWS, SCENE, STEPS, cancelling, clip, expected, make, options, same  # noqa: F401
 
 from tokenflow_nb.clip import write_clip
 from tokenflow_nb.config import Execution

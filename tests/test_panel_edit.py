@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from edit_states import SCENE, STEPS, FRAMES, ROWS, PATIENCE, cancelling, clip, expected, make, options, same  # noqa: F401
+from edit_states import FRAMES, PATIENCE, STEPS, cancelling, clip, expected, options, same  # noqa: F401
 
 from tokenflow_nb.clip import read_clip
 from tokenflow_nb.config import Reading

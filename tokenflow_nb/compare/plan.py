@@ -12,6 +12,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -208,10 +209,8 @@ def _claimed(path: Path) -> dict[str, dict[str, Any]]:
     "What `claim` wrote; nothing in a new folder. Raises `SuiteError` for another file."
     if not path.is_file():
         return {part: {} for part in _PARTS}
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(path.read_text(encoding="utf-8"))
         if all(isinstance(known[part], dict) for part in _PARTS):
             return known
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     raise SuiteError(f"{path} is damaged: remove it, and what is finished is used; or name another folder")

@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass, fields, replace
-from importlib.resources import files
 from typing import Any
 
 import ipywidgets
@@ -31,7 +30,7 @@ from ..editors import Editor, short_names
 from ..features import colours, find_layer, list_layers, pca, record
 from .base import Busy, ErrorBox, Note, Panel, Worker, escape
 from .base import in_words, its_turn, setting_widget
-from .films import Cache, Player, Strip, encode_film, encode_png
+from .films import Cache, Player, Strip, encode_film, encode_png, stylesheet
 from .inputs import Choice, Schedule, card, strip_height
 from ..store import Store
 from ..support.settings import short_name
@@ -192,9 +191,8 @@ def show_schedule(
     position: int,  # the number of steps taken
 ) -> HTML:
     "The schedule of an edit, for a notebook without a panel."
-    style = (files("tokenflow_nb") / "static" / "panels.css").read_text(encoding="utf-8")
     picture = schedule_picture(noise_levels(edit), position, {"A": acting_steps(edit)}, edit.index)
-    return HTML(f'<style>{style}</style><div class="tfnb-panel"><div class="tfnb-schedule">{picture}</div></div>')
+    return HTML(f'<style>{stylesheet("panels.css")}</style><div class="tfnb-panel"><div class="tfnb-schedule">{picture}</div></div>')
 
 # %% ../../nbs/panels/05_denoise.ipynb #309e1e9e
 _AT_THE_END = "the edit is done: go back, or fork it from an earlier step"

@@ -9,6 +9,7 @@ __all__ = ['EDIT', 'PART', 'OWN', 'PRESETS', 'of_editors', 'setting_defaults', '
 # %% ../../nbs/panels/12_state.ipynb #72021c03
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from threading import Event
@@ -351,10 +352,8 @@ class EditState(traitlets.HasTraits):
 
     def _wake(self) -> None:
         if not self.worker.busy and not self._closed and any(job.status == "waiting" for job in self.jobs):
-            try:
+            with suppress(Busy):  # another thread was faster, or this panel was closed meanwhile
                 self.worker.start("rendering", self._work)
-            except Busy:  # another thread was faster, or this panel was closed meanwhile
-                pass
 
     def _go_on(self, change: Any) -> None:
         "When the thread is free: what came into the queue in its last moment, or the end."
