@@ -1,8 +1,12 @@
 "The edit panel without a browser: its inputs, buttons, pictures and downloads."
 
+import json
+import re
 import threading
 import time
+from pathlib import Path
 
+import ipywidgets
 import pytest
 from edit_states import FRAMES, PATIENCE, STEPS, cancelling, clip, expected, options, same  # noqa: F401
 
@@ -80,6 +84,12 @@ def test_every_setting_has_an_input(panel):
     assert all(spec["help"] for form in (panel.steps.look, panel.steps.clip) for spec in form.fields)
     seen = {spec["name"]: spec.get("when") for spec in panel.steps.look.fields}
     assert seen["strength"] == ["method", ["sdedit"]] and seen["pnp_f_t"][1] == ["pnp"]
+
+
+def test_the_first_page_names_buttons_that_are_there(panel):
+    cells = json.loads((Path(__file__).parents[1] / "nbs" / "start_here.ipynb").read_text(encoding="utf-8"))["cells"]
+    named = re.findall(r"\*\*([^*]+)\*\*", "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"))
+    assert named and set(named) <= {each.description for each in widgets(panel) if isinstance(each, ipywidgets.Button)}
 
 
 def test_the_outlook_is_shown(panel):

@@ -34,9 +34,9 @@ def test_a_saved_panel_shows_its_last_state(show, lab, folder, request):
 
     panel = page.locator(".tfnb-edit")
     panel.evaluate("panel => panel.dataset.same = 'yes'")
-    panel.get_by_role("button", name="Preview keyframes", exact=True).click()
+    panel.get_by_role("button", name="Preview", exact=True).click()
     expect(panel.locator(".tfnb-strip-row")).to_have_count(2)
-    expect(panel.get_by_role("button", name="Preview keyframes", exact=True)).to_be_enabled()
+    expect(panel.get_by_role("button", name="Preview", exact=True)).to_be_enabled()
     page.wait_for_timeout(8000)
     page.screenshot(path=folder / "live-panel.png")
     expect(page.locator(".tfnb-edit[data-same]")).to_have_count(1)  # the view was not made anew
