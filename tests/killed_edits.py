@@ -92,6 +92,7 @@ def together(root: Path) -> dict:
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell is born deaf to it
     folder, seed = Path(sys.argv[1]), int(sys.argv[2])
     kinds = [signal.Signals[name] for name, count in (each.split("=") for each in sys.argv[3:]) for _ in range(int(count))]
     length = run_for(threading.TIMEOUT_MAX, folder / "straight")[1]

@@ -192,7 +192,8 @@ def show_schedule(
 ) -> HTML:
     "The schedule of an edit, for a notebook without a panel."
     picture = schedule_picture(noise_levels(edit), position, {"A": acting_steps(edit)}, edit.index)
-    return HTML(f'<style>{stylesheet("panels.css")}</style><div class="tfnb-panel"><div class="tfnb-schedule">{picture}</div></div>')
+    page = f'<div class="tfnb-panel"><div class="tfnb-schedule">{picture}</div></div>'
+    return HTML(f'<style>{stylesheet("panels.css")}</style>{page}')
 
 # %% ../../nbs/panels/05_denoise.ipynb #309e1e9e
 _AT_THE_END = "the edit is done: go back, or fork it from an earlier step"
