@@ -67,7 +67,6 @@ def test_a_page_loses_nothing_of_its_notebook(name):
     assert not [cell["source"] for cell in others if cell["cell_type"] == "code" and re.search(r"^\s*%", cell["source"], re.MULTILINE)]
 
 
-@pytest.mark.slow
 def test_nbdev_processes_every_notebook():
     done = subprocess.run([sys.executable, "-W", "ignore", ROOT / ".ci" / "website.py", "process"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
