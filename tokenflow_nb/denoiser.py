@@ -38,8 +38,7 @@ class Conditioning:
         model: Model,
         prompts: Any,  # has source_prompt, negative_prompt and prompt, as an `EditConfig` has
     ) -> "Conditioning":
-        texts = prompts.source_prompt, prompts.negative_prompt, prompts.prompt
-        return cls(*map(model.embed, texts))
+        return cls(*model.embed_edit(prompts.source_prompt, prompts.negative_prompt, prompts.prompt))
 
 # %% ../nbs/10_denoiser.ipynb #b471d653
 def turns(

@@ -444,6 +444,20 @@ def stages(
 ) -> Generator[Stage, None, EditResult]:
     """Edits a clip, from inversion to the `EditResult`. Yields a `Stage` after each step.
     Results that are in the store are not computed again."""
+    with model.working():
+        return (yield from _edited(model, clip, config, execution, keyframes, prepare, callback_on_step_end))
+
+
+def _edited(
+    model: Model,
+    clip: Clip,
+    config: EditConfig,
+    execution: Execution,
+    keyframes: torch.Tensor | None,
+    prepare: Callable[[Edit], None] | None,
+    callback_on_step_end: CallbackOnStepEnd | None,
+) -> Generator[Stage, None, EditResult]:
+    "See `stages`."
     seconds: dict[str, float] = {}
     edit = yield from starting(model, clip, config, execution, keyframes, prepare, seconds)
     if callback_on_step_end or not execution.keep:
@@ -496,10 +510,11 @@ def edit_video(
     prompt: str | None = None,  # what the edited clip shows; None: as in `config`
     config: EditConfig | None = None,  # settings to start from, such as `EditConfig.published(...)`; None: the defaults
     *,
-    model: str | Path | Model = "sd1.5",  # an alias, a folder, a hub id, or a loaded model; "toy" runs anywhere
+    model: Any = "sd1.5",  # an alias, a folder, a hub id, a pipeline of diffusers, or a `Model`; "toy" runs anywhere
     callback_on_step_end: CallbackOnStepEnd | None = None,  # as in diffusers: may read and replace the latents
     out: str | Path | None = None,  # an .mp4 file, or a folder for edited.mp4 and run.json
     device: str | None = None,  # None: the best there is
+    ip_adapter_image: Any = None,  # what the IP-Adapter of a pipeline reads: a picture, or a list for several adapters
     progress: bool = True,
     **overrides: Any,  # of `EditConfig`, its editor, `Execution` and `Reading`, by name
 ) -> EditResult:
@@ -511,7 +526,7 @@ def edit_video(
     timings, clock = {}, _Clock()
     film = as_clip(clip, **reading.of_file())
     timings["read"] = clock()
-    model, fit = fitted(film, config, model, reading.size, device)
+    model, fit = fitted(film, config, model, reading.size, device, ip_adapter_image)
     if progress:
         dtype = str(model.dtype).removeprefix("torch.")
         tqdm.write(f"{fit!r} · {fit.fit or 'size unchanged'} · {model.name} on {model.device}, {dtype}")
@@ -540,9 +555,10 @@ def known_options(options: dict[str, Any], *kinds: type) -> dict[str, Any]:
 def fitted(
     film: Clip,
     settings: EditConfig,
-    model: str | Path | Model,
+    model: Any,  # as for `edit_video`
     size: tuple[int, int] | None,  # (height, width); None: the model's own
     device: str | None = None,
+    ip_adapter_image: Any = None,
 ) -> tuple[Model, Clip]:
     """The model, and the clip at a size for it. Raises `ValueError` for settings that do not fit; those that need no
     model are checked before it is loaded."""
@@ -551,7 +567,7 @@ def fitted(
     if isinstance(model, Model) and device is not None and torch.device(device).type != model.device.type:
         remedy = "leave device out, or give the model's name"
         refuse("device", device, f"the model that was given is on {model.device}: {remedy}")
-    model = load_model(model, device=device)
+    model = load_model(model, device=device, ip_adapter_image=ip_adapter_image)
     inversion_grid(model, settings.num_inference_steps, settings.inversion_steps)
     return model, fit_clip(film, size or default_size(model, film), multiple=model.multiple)
 

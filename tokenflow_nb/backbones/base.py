@@ -8,7 +8,7 @@ __all__ = ['HALF', 'Prompt', 'Site', 'check_output', 'own_code', 'Model']
 # %% ../../nbs/backbones/01_base.ipynb #b9196d5f
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,22 +32,26 @@ class Prompt:
     pooled: torch.Tensor | None = None  # (n, c), one vector for the whole text
     mask: torch.Tensor | None = None  # (n, tokens), 1 where there is a word
     ids: torch.Tensor | None = None  # (n, numbers), sizes or positions
+    pictures: tuple[torch.Tensor, ...] = ()  # (n, ...) each, of pictures that are part of it: see `Model.embed_edit`
 
     def __len__(self) -> int:
         return len(self.states)
 
-    def _given(self) -> dict[str, torch.Tensor]:
-        return {name: value for name, value in vars(self).items() if value is not None}
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Prompt":
+        "The prompt with all its tensors changed."
+        own = {name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **own, pictures=tuple(map(change, self.pictures)))
 
     def expand(self, rows: int) -> "Prompt":
         "The same prompt for this many frames."
-        return Prompt(**{name: value.expand(rows, *value.shape[1:]) for name, value in self._given().items()})
+        return self._each(lambda value: value.expand(rows, *value.shape[1:]))
 
     @classmethod
     def join(cls, prompts: "list[Prompt]") -> "Prompt":
         "The rows of several prompts, one below the other."
-        parts = [prompt._given() for prompt in prompts]
-        return cls(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        own = [name for name, value in vars(prompts[0]).items() if isinstance(value, torch.Tensor)]
+        joined = {name: torch.cat([getattr(each, name) for each in prompts]) for name in own}
+        return cls(**joined, pictures=tuple(map(torch.cat, zip(*(each.pictures for each in prompts)))))
 
 # %% ../../nbs/backbones/01_base.ipynb #f24a6cbe
 @dataclass(frozen=True)
@@ -123,6 +127,11 @@ class Model(ABC):
     def embed(self, prompt: str) -> Prompt:
         "A prompt in the form that the network reads, one row. Warns of words that do not fit."
 
+    def embed_edit(self, source: str, negative: str, positive: str) -> tuple[Prompt, Prompt, Prompt]:
+        """The prompts of an edit's three branches. A model that also reads pictures, as with an IP-Adapter, gives them to
+        the positive branch only."""
+        return self.embed(source), self.embed(negative), self.embed(positive)
+
     @abstractmethod
     def output(self, latents: torch.Tensor, timestep: int, prompt: Prompt, **extra: Any) -> torch.Tensor:
         "What the network gives for latents `(n, c, h, w)` on its device and a prompt of n rows."
@@ -138,6 +147,12 @@ class Model(ABC):
     def unread(self, prompt: str) -> str:
         "A message with the words of a prompt that do not fit. Empty when all fit."
         return ""
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Entered for the length of an edit. A model that belongs to somebody else, such as a pipeline, is prepared here
+        and given back as it was."""
+        yield
 
     # -- what all families share
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -191,15 +191,17 @@ def _library_and_class(entry: object) -> tuple[Any, Any]:
 _CHANNELS = {5: "a depth-to-image model", 7: "an upscaler", 8: "an InstructPix2Pix model", 9: "an inpainting model"}
 _EXTRAS = (
     "addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "only_cross_attention",
+    "time_cond_proj_dim",
 )
 
 
-def check_unet(unet: dict) -> None:
-    "Raises `ModelError` for the configuration of a UNet that takes more than latents and a prompt."
+def check_unet(unet: dict, allowed: Collection[str] = ()) -> None:
+    """Raises `ModelError` for the configuration of a UNet that takes more than latents and a prompt. `allowed` are
+    values of its extra settings that the caller can serve: "text_time", "ip_image_proj"."""
     kind, channels = unet.get("_class_name", "UNet2DConditionModel"), unet.get("in_channels", 4)
     if kind != "UNet2DConditionModel":
         raise ModelError(f"unet is a {kind}, not a UNet2DConditionModel: {_WANTED}")
-    if unet.get("addition_embed_type") == "text_time":
+    if unet.get("addition_embed_type") == "text_time" and "text_time" not in allowed:
         raise ModelError(
             "unet is that of Stable Diffusion XL (addition_embed_type='text_time'), which is not supported yet: "
             f"{_WANTED}"
@@ -210,7 +212,7 @@ def check_unet(unet: dict) -> None:
             f"unet is that of {what} (in_channels={channels!r}), which wants more than latents and a prompt: {_WANTED}"
         )
     for name, value in ((name, unet.get(name)) for name in _EXTRAS):
-        if any(value) if isinstance(value, list) else value:
+        if (any(value) if isinstance(value, list) else value) and value not in allowed:
             raise ModelError(f"unet wants more than latents and a prompt ({name}={value!r}): {_WANTED}")
 
 

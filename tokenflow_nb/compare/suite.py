@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..backbones.base import Model
-from ..backbones.load import load_model
+from ..backbones.load import is_loaded, load_model
 from ..clip import Clip
 from .job import Method
 from .methods import METHODS, make_methods
@@ -92,7 +92,7 @@ def _check_processes(processes: int, methods: dict[str, Method], metrics: list[s
     processes = whole("processes", processes, 1, error=SuiteError)
     if processes == 1:
         return processes
-    if isinstance(model, Model):
+    if is_loaded(model):
         raise SuiteError(f"model={shown(model)} is loaded in this process: give its name or folder, or processes=1")
     parts = {f"methods[{name!r}]": method for name, method in methods.items()}
     parts |= {f"metric {name!r}": METRICS[name].compute for name in metrics or METRICS}
@@ -218,7 +218,7 @@ def run_suite(
         raise SuiteError(f"cases={shown(cases)}: give a list of at least one Case")
     folder, loaded = writable_folder("out", out, SuiteError), load_model(model)
     judge = _judge_name(judge, names, loaded.name == "toy" or _is_toy(cases))
-    given = model if isinstance(model, Model) else str(model)
+    given = loaded if is_loaded(model) else str(model)
     measured = {name: METRICS[name] for name in names or METRICS}
     how = dict(flow=flow, store=store, registered=measured, block_size=block_size)
     work = SuiteWork(cases, methods, folder, given, loaded.digest, config, names, judge, **how)

@@ -20,7 +20,7 @@ import torch
 import traitlets
 
 from ..backbones.base import Model
-from ..backbones.load import MODELS, shared_model
+from ..backbones.load import MODELS, is_loaded, load_model, shared_model
 from ..clip import Clip, fit_clip
 from ..config import EditConfig, Execution, Reading
 from ..editors import editors, short_names
@@ -137,7 +137,7 @@ class EditState(traitlets.HasTraits):
         self,
         source: "str | Path | Clip | np.ndarray | Source | None" = None,  # a film, frames, "toy", or None: chosen later
         *,
-        model: str | Model | None = None,  # None: Stable Diffusion where there is a GPU, else the toy
+        model: Any = None,  # a name, a pipeline or a `Model`; None: Stable Diffusion where there is a GPU, else the toy
         store: Store | None = None,  # None: the default cache
         worker: Worker | None = None,  # None: a new thread; tests use a worker without one
         **settings: Any,  # the other settings by name
@@ -145,8 +145,8 @@ class EditState(traitlets.HasTraits):
         if unknown := sorted(set(settings) - set(setting_defaults())):
             names = ", ".join(setting_defaults())
             raise ValueError(f"{', '.join(unknown)}: no such setting. Settings are {names}")
-        self.given = model if isinstance(model, Model) else None
-        chosen, hint = (self.given.name if self.given else model, "") if model else default_model()
+        self.given = load_model(model) if is_loaded(model) else None
+        chosen, hint = (self.given.name if self.given else model, "") if model is not None else default_model()
         self.add_traits(**{name: traitlets.Any(value) for name, value in setting_defaults().items()})
         super().__init__(model=str(chosen))
         self.store, self.worker, self.progress = store or Store(), worker or Worker(), Progress()

@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..backbones.base import Model
-from ..backbones.load import MODELS, shared_model
+from ..backbones.load import MODELS, is_loaded, shared_model
 from ..clip import Clip, as_clip
 from ..config import EditConfig, Execution, Reading, configured, split_options, with_options
 from ..edit import edit_video, file_of, known_device, known_options
@@ -95,8 +95,8 @@ class EditJob:
         device: str | None = None,  # None: the best that the worker has
         **overrides: Any,  # what else `edit_video` takes, by name
     ):
-        if isinstance(model, Model):
-            raise JobError(f"model={model!r} is loaded: give its name or folder; every worker loads it once")
+        if is_loaded(model):
+            raise JobError(f"model={shown(model)} is loaded: give its name or folder; every worker loads it once")
         for name in _OF_THE_RUN:
             if name in overrides:
                 raise JobError(f"{name}={shown(overrides[name])} is no part of a job: give it to edit_many")

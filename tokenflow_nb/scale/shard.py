@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 
 from ..attention import Context, KeptRows
 from ..backbones.base import Model
-from ..backbones.load import load_model
+from ..backbones.load import is_loaded, load_model
 from ..backbones.schedule import Prediction
 from ..clip import Clip, as_clip, fit_clip, gather_frames, restore_clip
 from ..config import EditConfig, Execution, Reading, configured, split_options, with_options
@@ -475,8 +475,8 @@ def edit_sharded(
 ) -> EditResult:
     """Edits one clip by several processes of this machine. The result is that of `edit_video` with the same settings,
     to rounding. Raises `ValueError` for bad arguments before any work, and `ShardError` when a process fails."""
-    if isinstance(model, Model):
-        raise ValueError(f"model={model.name!r} is loaded already: give its name or folder, each process loads it")
+    if is_loaded(model):
+        raise ValueError(f"model={shown(model)} is loaded already: give its name or folder, each process loads it")
     read, settings = split_options(known_options(overrides, Reading), Reading)
     config, reading = configured(prompt, config, settings), Reading(**read)
     shards, size = whole("shards", shards, 1), reading.size

@@ -33,6 +33,19 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
+def _plain_tensors(tensor: torch.Tensor) -> tuple[list[torch.Tensor], list[Any]]:
+    "The plain tensors of which a tensor is made, and settings: a quantised one has integers, scales and offsets."
+    if tensor.is_quantized:
+        channels = tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric)
+        scale = [tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()] if channels else []
+        return [tensor.int_repr(), *scale], [] if channels else [tensor.q_scale(), tensor.q_zero_point()]
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor], []
+    names, settings = tensor.__tensor_flatten__()
+    parts = [_plain_tensors(getattr(tensor, name)) for name in names]
+    return [each for tensors, _ in parts for each in tensors], [settings, *(more for _, more in parts if more)]
+
+
 def _sums(
     tensor: torch.Tensor,  # any shape, on any device
 ) -> torch.Tensor:
@@ -60,6 +73,8 @@ def _content(tensors: list[torch.Tensor]) -> bytes:
 _EXECUTION = frozenset({
     "_chunk_size", "_chunk_dim", "use_slicing", "gradient_checkpointing", "_gradient_checkpointing_func",
     "use_return_dict", "return_dict", "transformers_version", "name_or_path", "base_model_name_or_path", "device",
+    "_hf_hook", "_old_forward", "hf_device_map", "_compiled_call_impl",  # where and how it is run
+    "_output_capturing_hooks_installed",  # transformers, after the first call
 })
 _INNER = _EXECUTION.union(torch.nn.Module().__dict__) - {"training"}
 _DEEPEST = 6  # attributes of attributes of ...
@@ -98,8 +113,9 @@ def _described(value: Any, found: _Found, depth: int = 0) -> str:
     if value is None or isinstance(value, Enum | bool | int | float | complex | str | bytes | torch.dtype):
         return repr(value)
     if isinstance(value, torch.Tensor):
-        found.tensors.append(value)
-        return f"{value.dtype}{tuple(value.shape)}"
+        tensors, more = _plain_tensors(value)
+        found.tensors += tensors
+        return f"{value.dtype}{tuple(value.shape)}{describe(more) if more else ''}"
     of_torch = type(value).__module__.partition(".")[0] == "torch"
     # a device, a generator, the cache of a compiled network: these do not decide what is computed
     if (of_torch and not isinstance(value, torch.nn.Module | tuple)) or depth == _DEEPEST:
@@ -136,17 +152,44 @@ def _code(call: Callable, describe: Callable[[Any], str]) -> str:
     return f"{call.__qualname__}{code.co_code.hex()}{list(code.co_names)}{describe([constants, enclosed, given])}"
 
 # %% ../../nbs/store/00_fingerprint.ipynb #95afe7ed
+def _weights(layer: torch.nn.Module) -> dict[str, Any]:
+    """What a layer has learned, by name: parameters and buffers, those that accelerate keeps elsewhere while the layer
+    does not run (sequential offload), and what a quantised layer saves in a form of its own."""
+    named = {**layer._parameters, **layer._buffers}
+    hook = getattr(layer, "_hf_hook", None)
+    elsewhere = [each.weights_map for each in getattr(hook, "hooks", [hook]) if getattr(each, "weights_map", None)]
+    for name, value in named.items():
+        if value is not None and value.is_meta and elsewhere:
+            named[name] = elsewhere[0][name]
+    saved: dict[str, Any] = {}
+    if type(layer)._save_to_state_dict is not torch.nn.Module._save_to_state_dict:
+        layer._save_to_state_dict(saved, "", True)
+    return named | {name: value for name, value in saved.items() if name not in named}
+
+
+def _collects(hook: Any) -> bool:
+    "Whether a hook only collects outputs: transformers installs such hooks at the first call."
+    return getattr(hook, "__module__", "").startswith("transformers.utils.output_capturing")
+
+
+def _patched(layer: torch.nn.Module) -> Any:
+    "The function that somebody has put in the place of a layer's `forward`. None: it has its class's own."
+    call = vars(layer).get("_old_forward" if hasattr(layer, "_hf_hook") else "forward")
+    return None if getattr(call, "__func__", None) is type(layer).forward else call
+
 def _layers(network: torch.nn.Module, found: _Found, depth: int = 0) -> Iterator[str]:
     "A line for each layer that was not seen before. Its weights are added to `found`."
     for name, layer in network.named_modules():
         if found.again(layer):
             continue
-        named = (*layer._parameters.items(), *layer._buffers.items())
-        tensors = [f"{key}:{_described(each, found)}" for key, each in named]
-        rest = [(key, value) for key, value in vars(layer).items() if key not in _INNER]
+        tensors = [f"{key}:{_described(each, found)}" for key, each in _weights(layer).items()]
+        rest = [(key, value) for key, value in vars(layer).items() if key not in _INNER and key != "forward"]
+        if call := _patched(layer):
+            rest.append(("forward", call))
         plain = sorted(f"{key}:{value!r}" for key, value in rest if type(value) in _PLAIN)  # nearly all: this is faster
         others = _described({key: value for key, value in rest if type(value) not in _PLAIN}, found, depth)
-        hooks = _described([*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()], found, depth)
+        hooks = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
+        hooks = _described([hook for hook in hooks if not _collects(hook)], found, depth)
         yield f"{name}:{type(layer).__module__}.{type(layer).__qualname__}{tensors}{plain}{others}{hooks}"
 
 
