@@ -254,7 +254,7 @@ def test_a_job_takes_a_whole_config_and_settings_over_it(make, folder, tmp_path,
 
 def test_every_option_of_edit_video_is_one_of_a_job():
     taken, given = (set(inspect.signature(each).parameters) for each in (edit_video, EditJob))
-    assert taken - {"callback_on_step_end", "clip", *jobs._OF_THE_RUN} <= given
+    assert taken - {"callback_on_step_end", "ip_adapter_image", "clip", *jobs._OF_THE_RUN} <= given  # the second is for a pipeline
 
 
 # What a digest stands for

@@ -88,7 +88,7 @@ def test_the_log_has_the_losses_of_every_stage_that_learns(made):
 
 def test_what_is_done_is_not_done_again_and_nothing_is_left_half_written(made, capsys):
     times = {path: path.stat().st_mtime_ns for path in made.folder.iterdir()}
-    train(made, tuple(program.STAGES)[:-1])
+    train(made, tuple(stage for stage in program.STAGES if stage != "assemble"))
     assert capsys.readouterr().out.count("done before") == len(RESULTS)
     assert times == {path: path.stat().st_mtime_ns for path in made.folder.iterdir()}
     assert not [path.name for path in times if path.suffix == ".new" or path.name.startswith("meeting")]

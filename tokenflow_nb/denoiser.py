@@ -178,8 +178,9 @@ class Denoiser:
         for context.branches in [(branch,) for branch in branches] if self.sequential else [branches]:
             batch = context.join({branch: self._rows(branch, step, frames) for branch in context.branches})
             prompts = [getattr(self.conditioning, branch).expand(len(frames)) for branch in context.branches]
-            extra = self.editor.network_inputs(replace(step, rows=frames, latents=batch, branches=context.branches))
-            prediction = self.model.predict(batch, step.timestep, Prompt.join(prompts), **extra)
+            prompt = Prompt.join(prompts)
+            part = replace(step, rows=frames, latents=batch, branches=context.branches, conditions=prompt)
+            prediction = self.model.predict(batch, step.timestep, prompt, **self.editor.network_inputs(part))
             found |= dict(zip(context.branches, prediction.chunk(len(context.branches))))
         if "negative" not in found:
             return found.get("positive", found.get("source"))

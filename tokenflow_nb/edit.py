@@ -34,13 +34,14 @@ from .backbones.schedule import Prediction
 from .clip import Clip, as_clip, fit_clip, gather_frames, restore_clip
 from .config import EditConfig, Execution, Reading, configured, option_names, split_options, with_options
 from .denoiser import Conditioning, Denoiser
-from .editors import Editor, Step, identity
+from .editors import Editor, Step, identity, options_of
 from .forecast.plan import Forecast, plan
 from .inversion import check_finite, inversion_grid, inverting
 from .keyframes import intervals, joint_groups, keyframe_table
 from .result import EditResult
 from .source import recording
 from .store import Draft, Store, digest
+from .store.fingerprint import fingerprint
 from .support.arguments import choice, instance, refuse, shown, switch, text, whole
 from .support.files import checked_path, replaced, writable_file, writable_target
 from .support.memory import Blocks, PeakMemory
@@ -88,6 +89,7 @@ class Edit:
         keyframes: torch.Tensor | None = None,  # (steps, intervals) frame indices; None: drawn from `config.seed`
         record: SourceRecord | None = None,  # of this clip, rule and keyframes; None: the source branch is computed
         keep_history: bool = True,  # keep the latents of all steps, so that it can go `back`
+        prepared: Any = None,  # what the editor's `prepare` gave; None: it is called
     ):
         self.model, self.trajectory, self.config, self.clip, self.execution = model, trajectory, config, clip, execution
         self.timesteps = model.schedule.timesteps(config.num_inference_steps)
@@ -96,6 +98,7 @@ class Edit:
         if keyframes is None:
             keyframes = keyframe_table(len(trajectory), self.interval, len(self.timesteps), config.seed)
         self.keyframes, self.editor, self.keep_history = keyframes, config.editor, keep_history
+        self.prepared = self.editor.prepare(model, clip) if prepared is None else prepared
         self.conditioning = conditioning or Conditioning.of(model, config)
         self.denoiser = Denoiser(
             model, trajectory, self.conditioning, self.editor, self.guidance_scale, config.rule, self.interval,
@@ -132,7 +135,7 @@ class Edit:
         rows = list(range(len(self.trajectory)))
         count, timestep = len(self.timesteps), [*self.timesteps, None][index]
         step = Step(self.model, self.trajectory, self.config.prompt, index, count, timestep, rows, latents)
-        return replace(step, **changes)
+        return replace(step, prepared=self.prepared, **changes)
 
     def predict(
         self,
@@ -197,6 +200,7 @@ class Edit:
         same = {} if changes else dict(conditioning=self.conditioning, keyframes=self.keyframes)
         record = None if starts or _DECIDES_RECORD & set(changes) else self.denoiser.record
         same |= dict(record=record, keep_history=self.keep_history)
+        same |= dict(prepared=self.prepared) if config.editor == self.editor else {}
         other = Edit(self.model, self.trajectory, config, self.clip, self.execution, **same)
         if not starts:
             other.latents, other.index, other.history = self.latents, self.index, list(self.history)
@@ -211,6 +215,7 @@ class Edit:
         config = replace(self.config, **dict(rule="joint", keyframe_interval=None) | changes)
         has_new_prompt = {"prompt", "source_prompt", "negative_prompt"} & set(changes)
         same = {} if has_new_prompt else dict(conditioning=self.conditioning)
+        same |= dict(prepared=self.prepared) if config.editor == self.editor else {}
         return Edit(self.model, self.trajectory.excerpt(positions), config, self.clip, self.execution, **same)
 
     def decode(self, latents: torch.Tensor | None = None) -> Clip:
@@ -275,8 +280,13 @@ def _save_edit(edit: Edit, path: Path) -> Path:
     state = dict(index=edit.index, config=edit.config.settings(), model=edit.model.name, digest=edit.model.digest)
     state |= dict(version=__version__, fps=edit.clip.fps, source=edit.clip.source, start=edit.clip.start)
     tensors = dict(latents=edit.latents.contiguous(), frames=torch.from_numpy(edit.clip.frames.copy()))
+    try:
+        metadata = dict(state=json.dumps(state))
+    except TypeError as error:
+        given = [name for name, value in options_of(edit.editor).items() if not isinstance(value, str | float | int | None)]
+        raise EditError(f"{', '.join(given)} is an object in memory, and a file cannot hold it: give its path") from error
     with replaced(path) as part:
-        safetensors.torch.save_file(tensors, part, metadata=dict(state=json.dumps(state)))
+        safetensors.torch.save_file(tensors, part, metadata=metadata)
     return path
 
 
@@ -351,9 +361,12 @@ class _Checkpoints:
 def edit_key(edit: Edit) -> str:
     "The name of an edit in the store: a digest of all that decides its result."
     groups = [group.everybody for group in joint_groups(edit.keyframes.shape[-1], edit.config.max_joint_keyframes)]
-    settings = edit.config.settings()
+    of_editor = options_of(edit.editor)  # in its identity: they may be networks or frames
+    settings = {name: value for name, value in edit.config.settings().items() if name not in of_editor}
     kernels = [kernel.__qualname__ for kernel in vars(edit.denoiser.kernels).values()]
     settings |= dict(editor=identity(edit.editor), kernels=kernels)
+    if edit.prepared is not None:
+        settings |= dict(prepared=fingerprint(edit.prepared))
     how = settings, edit.guidance_scale, edit.interval, edit.keyframes, groups
     return "edit-" + digest(edit.trajectory.entry.key, edit.model.digest, vars(edit.conditioning), *how)
 
@@ -363,7 +376,7 @@ def kept_steps(
 ) -> Generator[Stage, None, int]:
     """Takes all steps of an edit, and resumes an interrupted one. Yields a `Stage` after each step.
     Returns the index of the step that it began with."""
-    store, key, fingerprint = edit.execution.store or Store(), edit_key(edit), edit.model.digest
+    store, key, before = edit.execution.store or Store(), edit_key(edit), edit.model.digest
     if not edit.execution.resume:
         store.remove(key)
     meta = dict(kind="edit", prompt=edit.config.prompt, frames=len(edit), steps=len(edit.timesteps))
@@ -379,7 +392,7 @@ def kept_steps(
                 with suppress(Exception):
                     checkpoints.put(edit)
                 raise
-            edit.model.check_unchanged(fingerprint, draft)
+            edit.model.check_unchanged(before, draft)
             return begun
     last = len(edit.timesteps)
     edit.latents, edit.index = store.made(key).tensor(f"step-{last:04d}", "latents"), last
@@ -411,12 +424,14 @@ def starting(
 ) -> Generator[Stage, None, Edit]:
     "Inverts a clip and records its source branch. Yields a `Stage` after each step; returns the `Edit` at its start."
     seconds = {} if seconds is None else seconds
+    prepared = config.editor.prepare(model, clip)  # raises before any long work
     steps = inverting(
         model, clip, config.source_prompt, config.num_inference_steps, config.inversion_steps, execution.block_size,
         execution.store, config.correction,
     )
     trajectory = yield from timed(steps, seconds, "invert")
-    edit = Edit(model, trajectory, config, clip, execution, keyframes=keyframes, keep_history=False)
+    how = dict(keyframes=keyframes, keep_history=False, prepared=prepared)
+    edit = Edit(model, trajectory, config, clip, execution, **how)
     if prepare:
         prepare(edit)
     if execution.records(config):

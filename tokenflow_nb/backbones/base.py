@@ -42,6 +42,10 @@ class Prompt:
         own = {name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return replace(self, **own, pictures=tuple(map(change, self.pictures)))
 
+    def take(self, rows: list[int]) -> "Prompt":
+        "Some of its rows."
+        return self._each(lambda value: value[rows])
+
     def expand(self, rows: int) -> "Prompt":
         "The same prompt for this many frames."
         return self._each(lambda value: value.expand(rows, *value.shape[1:]))
@@ -128,8 +132,8 @@ class Model(ABC):
         "A prompt in the form that the network reads, one row. Warns of words that do not fit."
 
     def embed_edit(self, source: str, negative: str, positive: str) -> tuple[Prompt, Prompt, Prompt]:
-        """The prompts of an edit's three branches. A model that also reads pictures, as with an IP-Adapter, gives them to
-        the positive branch only."""
+        """The prompts of an edit's three branches. A model that also reads pictures (an IP-Adapter) gives them to the
+        positive branch only."""
         return self.embed(source), self.embed(negative), self.embed(positive)
 
     @abstractmethod
@@ -150,8 +154,8 @@ class Model(ABC):
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Entered for the length of an edit. A model that belongs to somebody else, such as a pipeline, is prepared here
-        and given back as it was."""
+        """Entered for the length of an edit. A model that belongs to somebody else, such as a pipeline, is prepared
+        here and given back as it was."""
         yield
 
     # -- what all families share

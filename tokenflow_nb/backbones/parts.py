@@ -309,9 +309,10 @@ def read_network(
     part: str,  # its folder inside; "": the folder itself
     stem: str,  # the name of its weights
     dtype: torch.dtype,
+    name: str = "",  # what an error calls it; empty: as `part`
 ) -> torch.nn.Module:
     "A network in evaluation mode on the CPU, from safetensors. Raises `ModelError` if it cannot be read."
-    place, name = folder / part, part or "the judge"
+    place, name = folder / part, name or part or "the judge"
     if "quantization_config" in read_json(place / "config.json"):
         raise ModelError(
             f"{name} is quantised (quantization_config), which is not supported: take its full or half precision"

@@ -242,13 +242,13 @@ class PipelineModel(StableDiffusion):
             prompt = self.pipe.maybe_convert_prompt(prompt, self.tokenizer)
         return super().unread(prompt)
 
-    def output(self, latents: torch.Tensor, timestep: int, prompt: Prompt, **extra: Any) -> torch.Tensor:
-        added = dict(extra.pop("added_cond_kwargs", {}))
+    def inputs(self, latents: torch.Tensor, prompt: Prompt) -> dict[str, Any]:
+        added = {}
         if prompt.pooled is not None:
             added |= dict(text_embeds=prompt.pooled, time_ids=self._sizes(latents))
         if prompt.pictures:
             added |= dict(image_embeds=list(prompt.pictures))
-        return super().output(latents, timestep, prompt, added_cond_kwargs=added, **extra)
+        return super().inputs(latents, prompt) | dict(added_cond_kwargs=added)
 
     def _sizes(self, latents: torch.Tensor) -> torch.Tensor:
         "Stable Diffusion XL's `time_ids` `(n, 6)`: size of the source, where it was cropped, and size of the picture."

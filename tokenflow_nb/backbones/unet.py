@@ -218,8 +218,29 @@ class StableDiffusion(Model):
     def _longest(self) -> int:
         return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
 
+    def inputs(self, latents: torch.Tensor, prompt: Prompt) -> dict[str, Any]:
+        "What the UNet, and a ControlNet of it, read besides latents and timestep, by the names of diffusers."
+        return dict(encoder_hidden_states=prompt.states)
+
     def output(self, latents: torch.Tensor, timestep: int, prompt: Prompt, **extra: Any) -> torch.Tensor:
-        return self.unet(latents, timestep, prompt.states, return_dict=False, **extra)[0]
+        return self.unet(latents, timestep, return_dict=False, **self.inputs(latents, prompt), **extra)[0]
+
+    @torch.no_grad()
+    def residuals(
+        self,
+        network: torch.nn.Module,  # a `ControlNetModel` for this UNet
+        latents: torch.Tensor,  # (n, c, h, w) float32
+        timestep: int,
+        prompt: Prompt,  # n rows
+        pictures: torch.Tensor,  # (n, 3, height, width) the control frames, in 0 to 1
+        scale: float,
+    ) -> list[torch.Tensor]:
+        "What a ControlNet adds to the UNet's skip connections, and last to its middle block."
+        given, shown = (each.to(self.device, self.dtype) for each in (latents, pictures))
+        how = dict(controlnet_cond=shown, conditioning_scale=scale, return_dict=False)
+        with lock_of(network):
+            down, middle = network(given, timestep, **how, **self.inputs(given, prompt))
+        return [*down, middle]
 
     def attentions(self) -> dict[str, torch.nn.Module]:
         return self_attentions(self.unet)

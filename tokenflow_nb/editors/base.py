@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import torch
 
 from ..attention import Injection
-from ..backbones.base import Model
+from ..backbones.base import Model, Prompt
+from ..clip import Clip
 from ..store.fingerprint import fingerprint
 from ..support.arguments import choice, refuse
 from ..support.registry import Registry
@@ -36,6 +37,8 @@ class Step:
     rows: list[int]  # the frames of the trajectory: all, or a block of them
     latents: torch.Tensor | None = None  # (f, c, h, w) of these frames at `timestep`; None before the first step
     branches: tuple[str, ...] = ()  # of the batch, where the network is called: source, negative, positive
+    conditions: Prompt | None = None  # of the batch, a row for each of its latents, where the network is called
+    prepared: Any = None  # what `Editor.prepare` gave
 
     @property
     def frames(self) -> list[int]:
@@ -58,6 +61,12 @@ class Editor:
 
     def __post_init__(self):
         check_settings(self)
+
+    def prepare(self, model: Model, clip: Clip | None) -> Any:
+        """What the editor needs for all steps of an edit: control frames, another network. Computed once, before any
+        long work, and given to each `Step` as `prepared`. A fingerprint of it belongs to the edit's name in the store.
+        Raises `ValueError` if this clip cannot be edited so with this model."""
+        return None
 
     def first_step(self, steps: int) -> int:
         "The step, counted from the noisy end, at which denoising starts."
