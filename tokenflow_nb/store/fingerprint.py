@@ -186,7 +186,8 @@ def _layers(network: torch.nn.Module, found: _Found, depth: int = 0) -> Iterator
         rest = [(key, value) for key, value in vars(layer).items() if key not in _INNER and key != "forward"]
         if call := _patched(layer):
             rest.append(("forward", call))
-        plain = sorted(f"{key}:{value!r}" for key, value in rest if type(value) in _PLAIN)  # nearly all: this is faster
+        # None is as if it were not there: FreeU leaves it behind. Most values are plain, and described faster so
+        plain = sorted(f"{key}:{value!r}" for key, value in rest if type(value) in _PLAIN and value is not None)
         others = _described({key: value for key, value in rest if type(value) not in _PLAIN}, found, depth)
         hooks = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
         hooks = _described([hook for hook in hooks if not _collects(hook)], found, depth)
