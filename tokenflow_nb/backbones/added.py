@@ -45,10 +45,11 @@ def _with_strength(text: str) -> tuple[str, float]:
     if not colon or os.path.exists(os.path.expanduser(text)) or re.search(r"[\\/]|\.safetensors$", said):
         return text, 1.0
     try:
-        return place, _strength(text, float(said))
+        strength = float(said)
     except ValueError:
         remedy = "give a path, or a path, a colon and a number, such as 'detail.safetensors:0.8'"
         raise AddedError(f"lora={shown(text)}: {said!r} is no strength: {remedy}") from None
+    return place, _strength(text, strength)
 
 
 def _strength(place: object, value: Any) -> float:
@@ -72,7 +73,7 @@ def read_loras(lora: Any) -> tuple[Lora, ...]:
     if isinstance(lora, Mapping):
         pairs = [(place, _strength(place, value)) for place, value in lora.items()]
     else:
-        each = [lora] if isinstance(lora, Path) else listed("lora", lora, "paths", AddedError)
+        each = [lora] if isinstance(lora, Path) else listed("lora", lora, "LoRA files, or a file", AddedError)
         pairs = [_with_strength(str(one)) if _is_path(one) else (one, 1.0) for one in each]
     if wrong := [place for place, _ in pairs if not _is_path(place)]:
         raise AddedError(f"lora={shown(wrong[0])}: give a file, 'file:0.8', a hub id, a list of these or {{file: 0.8}}")
