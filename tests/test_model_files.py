@@ -478,6 +478,28 @@ def test_a_lora_of_pickles_is_refused_and_the_conversion_helps(detail, tmp_path)
     assert torch.equal(noise_of(load_model("toy", device="cpu", lora=target), 32), noise_of(load_model("toy", device="cpu", lora=detail), 32))
 
 
+@pytest.mark.parametrize("online", [True, False])
+def test_loras_and_vaes_come_from_the_hub_by_id(online, detail, vaes, tmp_path, monkeypatch):
+    "Without the hub, `fetch` gives the copy in the cache, and chooses nothing."
+    (repository := tmp_path / "snapshot").mkdir()
+    shutil.copy(detail, repository / "detail.safetensors")
+    asked = []
+
+    def fetch(name, choose):
+        asked.append((name, online and choose([path.name for path in repository.iterdir()])))
+        return repository, None if online else "offline"
+
+    monkeypatch.setattr("tokenflow_nb.backbones.added.fetch", fetch)
+    for lora in ("owner/name:0.5", "owner/name/detail.safetensors:0.5"):
+        assert load_model("toy", device="cpu", lora=lora).name == "toy + detail.safetensors:0.5"
+        assert asked.pop() == ("owner/name", online and ["detail.safetensors"])
+    assert "has no file other.safetensors" in refusal("toy", lora="owner/name/other.safetensors", kind=AddedError)
+    shutil.copytree(vaes[1]["folder"], repository, dirs_exist_ok=True)
+    asked.clear()
+    assert load_model("toy", device="cpu", vae="owner/name").name == "toy + VAE name"
+    assert asked == [("owner/name", online and ["config.json", "diffusion_pytorch_model.safetensors"])]
+
+
 def test_peft_that_is_missing_is_named(detail, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr("tokenflow_nb.backbones.added.find_spec", lambda name: None if name == "peft" else found(name))
