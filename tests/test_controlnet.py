@@ -203,6 +203,7 @@ REFUSED = {
     "words": (dict(controlnet="words"), "for another model.* 64, those of toy"),
     "scale of frames": (dict(controlnet="far"), "8 times smaller"),
     "no network": (dict(controlnet="vae"), "could not be loaded"),
+    "single file": (dict(controlnet=str(TOY_CONTROLNET / "diffusion_pytorch_model.safetensors")), "single file.*from_single_file"),
     "pickle": (dict(controlnet="pickled"), "only pickles.*never read"),
     "no name": (dict(controlnet="nothing here"), "no folder and no hub id"),
     "another object": (dict(controlnet=torch.nn.Linear(1, 1)), "is a Linear, no ControlNetModel"),

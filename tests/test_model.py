@@ -112,7 +112,7 @@ def test_who_has_switched_bars_off_finds_them_off(monkeypatch, shown):
 def test_an_alias_falls_back_to_its_next_id(monkeypatch, toy):
     tried = []
 
-    def load(place, device, dtype):
+    def load(place, device, dtype, added):
         tried.append(place)
         if len(tried) < len(MODELS["sd1.5"].ids):
             raise OSError(f"{place} is not there any more")
@@ -123,7 +123,7 @@ def test_an_alias_falls_back_to_its_next_id(monkeypatch, toy):
 
 
 def test_when_no_id_is_left_all_that_was_tried_is_named(monkeypatch):
-    def gone(place, device, dtype):
+    def gone(place, device, dtype, added):
         raise OSError(f"{place} is not there any more")
 
     monkeypatch.setattr(model_module, "_load_parts", gone)

@@ -194,8 +194,9 @@ DAMAGES = {  # what was done to the folder, and what the message must say
         "unet is that of Stable Diffusion XL",
     ),
     "UNet of videos": (config("unet/config.json", _class_name="UNet3DConditionModel"), "unet is a UNet3DConditionModel"),
-    "pipeline SDXL": (config(INDEX, _class_name="StableDiffusionXLPipeline", text_encoder_2=["transformers", "CLIPTextModelWithProjection"]), "Stable Diffusion XL"),
-    "two text encoders": (config(INDEX, text_encoder_2=["transformers", "CLIPTextModelWithProjection"]), "Stable Diffusion XL"),
+    "pipeline SDXL": (config(INDEX, _class_name="StableDiffusionXLPipeline", text_encoder_2=["transformers", "CLIPTextModelWithProjection"]), "folder tokenizer_2 is missing"),
+    "pipeline SDXL without its second encoder": (config(INDEX, _class_name="StableDiffusionXLPipeline"), "folder tokenizer_2 is missing"),
+    "two text encoders": (config(INDEX, text_encoder_2=["transformers", "CLIPTextModelWithProjection"]), "folder tokenizer_2 is missing"),
     "pipeline SD3": (config(INDEX, _class_name="StableDiffusion3Pipeline"), "it is Stable Diffusion 3"),
     "pipeline FLUX": (config(INDEX, _class_name="FluxPipeline"), "it is FLUX"),
     "pipeline PixArt": (config(INDEX, _class_name="PixArtAlphaPipeline"), "it is PixArt"),
@@ -366,11 +367,11 @@ FILES = {
     "model.ckpt": (b"\x80\x02", "pickles.*never read"),
     "model.pt": (b"PK", "pickles.*never read"),
     "film.mp4": (b"", "not a model"),
-    "whole.safetensors": (["model.diffusion_model.input_blocks.0.0.weight"], r"checkpoint in one file.*StableDiffusionPipeline.from_single_file\(.*whole.safetensors'\)"),
-    "xl.safetensors": (["conditioner.embedders.0.w", "model.diffusion_model.x"], "Stable Diffusion XL checkpoint"),
+    "unet.safetensors": (["model.diffusion_model.input_blocks.0.0.weight"], "without a text encoder.*give the whole checkpoint"),
+    "other.safetensors": (["model.diffusion_model.x"], "of another family"),
     "flux.safetensors": (["double_blocks.0.img_attn.w"], "FLUX"),
     "lora.safetensors": (["lora_unet_down.lora_up.weight"], "a LoRA"),
-    "part.safetensors": (["decoder.conv_in.weight"], "a part of a model"),
+    "part.safetensors": (["decoder.conv_out.weight"], "a part of a model"),
     "broken.safetensors": (b"123", "broken.safetensors is damaged"),
 }
 
@@ -383,7 +384,6 @@ def test_a_single_file_is_named_for_what_it_is(tmp_path, name):
     else:
         (tmp_path / name).write_bytes(content)
     assert re.search(words, said := refusal(tmp_path / name)), said
-    assert hasattr(StableDiffusionPipeline, "from_single_file")
 
 
 def test_folders_around_and_inside_a_model_point_to_it(folder, tmp_path):
@@ -414,8 +414,12 @@ def test_an_address_is_not_an_id_and_the_id_is_given():
     assert "give the hub id, 'owner/name'" in refusal("https://huggingface.co/owner/name/tree/main")
 
 
-def test_a_part_of_a_model_is_told_what_is_missing(made):
-    assert "UNet2DConditionModel, a part of a model" in refusal(StableDiffusionPipeline.from_pretrained(made).unet)
+def test_a_pipeline_object_is_a_model_and_a_part_of_it_is_none(made, tmp_path):
+    pipeline = StableDiffusionPipeline.from_pretrained(made)
+    pipeline.save_pretrained(tmp_path / "written")
+    works(pipeline)
+    works(tmp_path / "written")
+    assert "UNet2DConditionModel, a part of a model" in refusal(pipeline.unet)
 
 
 def test_devices_and_precisions_that_are_not_there(made):

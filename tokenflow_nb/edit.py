@@ -525,11 +525,14 @@ def edit_video(
     prompt: str | None = None,  # what the edited clip shows; None: as in `config`
     config: EditConfig | None = None,  # settings to start from, such as `EditConfig.published(...)`; None: the defaults
     *,
-    model: Any = "sd1.5",  # an alias, a folder, a hub id, a pipeline of diffusers, or a `Model`; "toy" runs anywhere
+    model: Any = "sd1.5",  # an alias, a folder, a file, a hub id, a pipeline, or a `Model`; "toy" runs anywhere
     callback_on_step_end: CallbackOnStepEnd | None = None,  # as in diffusers: may read and replace the latents
     out: str | Path | None = None,  # an .mp4 file, or a folder for edited.mp4 and run.json
     device: str | None = None,  # None: the best there is
     ip_adapter_image: Any = None,  # what the IP-Adapter of a pipeline reads: a picture, or a list for several adapters
+    lora: Any = None,  # a LoRA file, "file:0.8" with its strength, a hub id, a list of these, or a dict {file: 0.8}
+    vae: Any = None,  # a VAE of another origin: a file, a folder or a hub id
+    tokenizer: Any = None,  # for a model in a single file: a folder with a tokenizer; None: CLIP's, from the hub
     progress: bool = True,
     **overrides: Any,  # of `EditConfig`, its editor, `Execution` and `Reading`, by name
 ) -> EditResult:
@@ -541,7 +544,8 @@ def edit_video(
     timings, clock = {}, _Clock()
     film = as_clip(clip, **reading.of_file())
     timings["read"] = clock()
-    model, fit = fitted(film, config, model, reading.size, device, ip_adapter_image)
+    added = dict(ip_adapter_image=ip_adapter_image, lora=lora, vae=vae, tokenizer=tokenizer)
+    model, fit = fitted(film, config, model, reading.size, device, **added)
     if progress:
         dtype = str(model.dtype).removeprefix("torch.")
         tqdm.write(f"{fit!r} · {fit.fit or 'size unchanged'} · {model.name} on {model.device}, {dtype}")
@@ -573,7 +577,7 @@ def fitted(
     model: Any,  # as for `edit_video`
     size: tuple[int, int] | None,  # (height, width); None: the model's own
     device: str | None = None,
-    ip_adapter_image: Any = None,
+    **added: Any,  # to the model, as for `load_model`
 ) -> tuple[Model, Clip]:
     """The model, and the clip at a size for it. Raises `ValueError` for settings that do not fit; those that need no
     model are checked before it is loaded."""
@@ -582,7 +586,7 @@ def fitted(
     if isinstance(model, Model) and device is not None and torch.device(device).type != model.device.type:
         remedy = "leave device out, or give the model's name"
         refuse("device", device, f"the model that was given is on {model.device}: {remedy}")
-    model = load_model(model, device=device, ip_adapter_image=ip_adapter_image)
+    model = load_model(model, device=device, **added)
     inversion_grid(model, settings.num_inference_steps, settings.inversion_steps)
     return model, fit_clip(film, size or default_size(model, film), multiple=model.multiple)
 

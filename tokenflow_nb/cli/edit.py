@@ -10,7 +10,7 @@ import argparse
 import re
 from pathlib import Path
 
-from .options import Parser, add_command, add_model, add_quiet, add_settings, existing, given
+from .options import Parser, add_added, add_command, add_model, add_quiet, add_settings, added, existing, given
 from ..support.files import film_and_record, writable_target
 
 # %% ../../nbs/cli/03_edit.ipynb #932fbcf3
@@ -28,7 +28,7 @@ def run_edit(args: argparse.Namespace) -> None:
     from tokenflow_nb.edit import edit_video
 
     config = EditConfig.published(args.prompt) if args.published else None
-    how = dict(model=args.model, device=args.device, progress=not args.quiet)
+    how = dict(model=args.model, device=args.device, progress=not args.quiet) | added(args)
     result = edit_video(source, args.prompt, config, **how, **given(args, args.settings))
     result.save(out)
     for path in film_and_record(out):
@@ -44,6 +44,7 @@ def add_edit_settings(parser: Parser) -> None:
     names = add_settings(parser.add_argument_group("which frames"), Reading) | {"method"}
     group = parser.add_argument_group("edit")
     add_model(group)
+    add_added(group)
     group.add_argument("--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the fastest that is there)")
     methods = "; ".join(f"{name} {kind.summary}" for name, kind in editors().items())
     about = f"{methods} (default: {EditConfig('?').method})"
@@ -60,6 +61,7 @@ _EDIT_EPILOG = """examples:
   tokenflow_nb edit wolf.mp4 "a gold wolf" --source-prompt "a wolf"
   tokenflow_nb edit wolf.mp4 "a wolf in the snow" --start 2 --stop 4 --size 384x672
   tokenflow_nb edit wolf.mp4 "a marble wolf" --method sdedit --strength 0.6
+  tokenflow_nb edit wolf.mp4 "a gold wolf" --model mine.safetensors --lora detail.safetensors:0.8
   tokenflow_nb edit wolf.mp4 "a gold wolf" --model toy --size 128 --steps 10"""
 
 
@@ -92,7 +94,7 @@ def run_invert(args: argparse.Namespace) -> None:
 
     reading = given(args, args.settings)
     size = reading.pop("size", None)
-    clip, model = read_clip(source, **reading), load_model(args.model)
+    clip, model = read_clip(source, **reading), load_model(args.model, **added(args))
     clip = fit_clip(clip, size or default_size(model, clip), multiple=model.multiple)
     trajectory = invert(model, clip, args.prompt, steps=args.steps, progress=not args.quiet)
     print(trajectory)
@@ -117,6 +119,7 @@ def add_invert(commands: argparse._SubParsersAction) -> None:
     add_source(parser)
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", default="", help="what the clip shows (default: none)")
     add_model(parser)
+    add_added(parser)
     parser.add_argument("--steps", type=int, default=25, metavar="N", help="steps of the inversion")
     add_quiet(parser)
     parser.more = add_reading

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parse_size', 'parse_bytes', 'parse_names', 'parse_numbers', 'existing', 'Help', 'Parser', 'add_command', 'add_quiet',
-           'add_model', 'add_settings', 'given']
+           'add_model', 'add_added', 'added', 'add_settings', 'given']
 
 # %% ../../nbs/cli/01_options.ipynb #7c924e14
 import argparse
@@ -111,8 +111,22 @@ def add_quiet(parser: Parser) -> None:
 
 def add_model(group: argparse._ActionsContainer) -> None:
     "Which diffusion model."
-    about = "a name that `tokenflow_nb models` lists, a folder, or a hub id"
+    about = "a name that `tokenflow_nb models` lists, a folder, a .safetensors file, or a hub id"
     group.add_argument("--model", default="sd1.5", metavar="NAME", help=about)
+
+
+def add_added(group: argparse._ActionsContainer) -> None:
+    "What is added to the model."
+    about = "a LoRA, a file or a hub id, with its strength (default: 1); may be given several times"
+    group.add_argument("--lora", action="append", metavar="FILE:0.8", help=about)
+    group.add_argument("--vae", metavar="FILE_OR_FOLDER", help="a VAE in place of the model's own")
+    about = "for a model in one file: a folder with a tokenizer, where CLIP's cannot be downloaded"
+    group.add_argument("--tokenizer", metavar="FOLDER", help=about)
+
+
+def added(args: argparse.Namespace) -> dict[str, object]:
+    "The options of `add_added` that were given, as `load_model` takes them."
+    return given(args, ("lora", "vae", "tokenizer"))
 
 # %% ../../nbs/cli/01_options.ipynb #d2f84cbc
 _FLAGS = dict(num_inference_steps="steps")  # shorter on the command line

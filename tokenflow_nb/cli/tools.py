@@ -21,7 +21,7 @@ def run_models(args: argparse.Namespace) -> None:
         places = [place for place in info.ids if not Path(place).is_absolute()]
         print(f"{alias:<8}{info.description}")
         print(f"{'':<8}{f'{info.size_gb} GB from ' + ', else '.join(places) if places else 'ships with the package'}")
-    print("A folder in diffusers' layout or a hub id works too, for any Stable Diffusion 1.x or 2.x model.")
+    print("A folder in diffusers' layout, a .safetensors file or a hub id works too: any Stable Diffusion 1, 2 or XL.")
 
 
 def add_models(commands: argparse._SubParsersAction) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from ..backbones.base import Model
 from ..backbones.load import TOY_FOLDER
-from ..backbones.parts import choose_variant, fetch, local_folder, read_json, read_network, weight_files
+from ..backbones.parts import choose_variant, fetch, local_place, read_json, read_network, weight_files
 from ..backbones.schedule import ModelError
 from ..clip import Clip, ClipError, as_clip
 from .base import Editor, Step
@@ -188,11 +188,14 @@ def load_controlnet(name: str, model: Model) -> torch.nn.Module:
         from diffusers import ControlNetModel
     stem = "diffusion_pytorch_model"
     try:
-        folder, refusal = local_folder(name), None
+        folder = local_place(name)
+        if folder and not folder.is_dir():
+            convert = f"ControlNetModel.from_single_file({str(folder)!r}).save_pretrained(folder)"
+            raise ModelError(f"it is a single file: write it as a folder with diffusers' {convert}, and give that folder")
         if folder is None:
             if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
                 raise ModelError("it is no folder and no hub id: give one of them")
-            folder, refusal = fetch(name, lambda names: ["config.json", *_files(names, stem, model)])
+            folder, _ = fetch(name, lambda names: ["config.json", *_files(names, stem, model)])
         with process_lock:
             network = read_network(ControlNetModel, folder, "", stem, model.dtype, "the ControlNet")
     except ModelError as error:

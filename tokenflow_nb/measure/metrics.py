@@ -26,7 +26,7 @@ from PIL import Image
 
 from ..backbones.base import check_output
 from ..backbones.load import TOY_FOLDER
-from ..backbones.parts import choose_variant, fetch, find_device, local_folder, quiet_reading, read_json
+from ..backbones.parts import choose_variant, fetch, find_device, local_place, quiet_reading, read_json
 from ..backbones.parts import read_network, read_tokenizer, text_settings, weight_files
 from ..backbones.schedule import ModelError
 from ..clip import Clip, ClipError, as_clip
@@ -210,7 +210,9 @@ class ClipJudge:
         "A judge in float32. Only safetensors are read. Raises `ModelError` with what is wrong and what to do."
         device = find_device(device)
         try:
-            folder = TOY_FOLDER / "clip_model" if checkpoint == "toy" else local_folder(str(checkpoint))
+            folder = TOY_FOLDER / "clip_model" if checkpoint == "toy" else local_place(str(checkpoint))
+            if folder and folder.is_file():
+                raise ModelError("it is a single file: give the folder that transformers' save_pretrained wrote")
             folder = folder or fetch(str(checkpoint), _judge_files)[0]
             with process_lock, quiet_reading(folder):
                 model, tokenizer, processor = _read_judge(folder)
