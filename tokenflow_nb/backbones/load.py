@@ -134,7 +134,8 @@ def _load_parts(place: str, device: torch.device, dtype: torch.dtype) -> dict:
     else:
         folder, refusal = fetch(place, lambda names: model_files(names, dtype in HALF))
     try:
-        return _read_parts(folder, device, dtype)
+        with quiet_reading(folder):  # the download, if there was one, had its bars
+            return _read_parts(folder, device, dtype)
     except ModelError as error:
         if refusal:
             raise ModelError(f"{refusal}; of that copy: {error}") from error
@@ -178,7 +179,7 @@ def load_model(
             return _made(name, info.load, device, dtype)
     for place in _candidates(name):
         try:
-            with process_lock, quiet_reading(place):  # diffusers and transformers change torch itself while they load
+            with process_lock:  # diffusers and transformers change torch itself while they load
                 parts = _load_parts(place, device, dtype)
         except (OSError, ModelError) as error:
             failures[place] = error
