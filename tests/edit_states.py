@@ -50,7 +50,7 @@ def cancelling(monkeypatch):
     "Cancels a state's work after its n-th step of any kind; counts the steps that were begun."
 
     def after(state, count):
-        begun, once, record_once, predict = [0], Edit.step, source._record_step, state.given.predict
+        begun, once, record_once, predict = [0], Edit.step, source.record_step, state.given.predict
 
         def tick():
             begun[0] += 1
@@ -75,7 +75,7 @@ def cancelling(monkeypatch):
             return predict(*arguments, **named)
 
         monkeypatch.setattr(Edit, "step", whole(once))
-        monkeypatch.setattr(source, "_record_step", whole(record_once))
+        monkeypatch.setattr(source, "record_step", whole(record_once))
         monkeypatch.setattr("tokenflow_nb.panels.state.learn", lambda *what: None)  # looks at the model, too
         monkeypatch.setattr(state.given, "predict", counted)
         return begun

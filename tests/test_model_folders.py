@@ -1,4 +1,4 @@
-"""Models as people have them: folders that are damaged or of other models, single files, objects, a hub that refuses.
+"""Models as people have them: folders that are damaged or of other models, single files, objects.
 
 Each is a `ModelError` of one line that names the part and what to do, or it loads what it says. Nothing that a folder brings along is run.
 """
@@ -7,10 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -471,134 +467,3 @@ def test_a_judge_whose_towers_overflow_gives_no_figure(tmp_path):
         judge.pictures(np.zeros((1, 32, 32, 3), np.uint8))
     with pytest.raises(ModelError, match="text tower"):
         judge.sentences(["a star"])
-
-
-# ---- the hub, played by a server on this machine
-
-
-class Hub(BaseHTTPRequestHandler):
-    "Serves a folder as huggingface.co serves a repository, or refuses, by the owner's name."
-
-    folder: Path
-    refusals = {
-        "gated": (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model gated/m is restricted. Visit the page to ask for access."}),
-        "login": (401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model login/m is restricted. Please log in."}),
-        "private": (401, {}),
-        "nobody": (404, {"X-Error-Code": "RepoNotFound"}),
-        "down": (503, {}),
-        "forbidden": (403, {}),
-        "busy": (429, {}),
-        "broken": (200, {}),
-    }
-
-    def do_HEAD(self):
-        self.do_GET(body=False)
-
-    def do_GET(self, body: bool = True):
-        owner = self.path.removeprefix("/api/models").split("/")[1]
-        if owner in self.refusals:
-            status, headers = self.refusals[owner]
-            return self.answer(status, b"", headers, body)
-        files = sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
-        if "/resolve/" not in self.path:
-            listed = dict(id=f"{owner}/m", sha="0" * 40, siblings=[dict(rfilename=name) for name in files], private=False, downloads=0, tags=[])
-            tree = [dict(type="file", path=name, size=(self.folder / name).stat().st_size, oid="0" * 40) for name in files]
-            return self.answer(200, json.dumps(tree if "/tree/" in self.path else listed).encode(), {}, body)
-        name = self.path.split("?")[0].split("/resolve/")[1].split("/", 1)[1]
-        if name not in files:
-            return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
-        headers = {"ETag": f'"{abs(hash(name)):040d}"', "X-Repo-Commit": "0" * 40, "Accept-Ranges": "bytes"}
-        self.answer(200, (self.folder / name).read_bytes(), headers, body)
-
-    def answer(self, status: int, content: bytes, headers: dict, body: bool):
-        self.server.asked.append(self.path)
-        self.send_response(status)
-        for name, value in ({"Content-Length": str(len(content)), "Content-Type": "application/json"} | headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture(scope="module")
-def hub(made, tmp_path_factory):
-    folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("hub") / "m"))
-    half_files(folder, keep=WEIGHTS)
-    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
-    (folder / "v1-5.ckpt").write_bytes(b"a pickle")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("ThisHub", (Hub,), dict(folder=folder)))
-    server.asked = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-
-
-_LOAD = """
-import json, sys, warnings
-warnings.simplefilter("ignore")
-from tokenflow_nb.backbones.load import load_model
-from tokenflow_nb.backbones.schedule import ModelError
-from tokenflow_nb.measure.metrics import ClipJudge
-said = {}
-for name in sys.argv[1:]:
-    try:
-        said[name] = repr(ClipJudge.load(name[6:]) if name.startswith("judge:") else load_model(name, device="cpu"))
-    except ModelError as error:
-        said[name] = str(error)
-print(json.dumps(said))
-"""
-
-
-def ask(address: str, cache: Path, *names: str, offline: bool = False) -> dict[str, str]:
-    "What loading each of these names says, in a process that takes this address for the hub."
-    own = dict(HF_ENDPOINT=address, HF_HOME=str(cache), HF_HUB_OFFLINE=str(int(offline)), HF_HUB_DISABLE_XET="1", NO_PROXY="*", no_proxy="*")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING")) and "proxy" not in name.lower()}
-    done = subprocess.run([sys.executable, "-c", _LOAD, *names], env=kept | own, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert all(len(words.splitlines()) == 1 for words in said.values()), said
-    return said
-
-
-@pytest.fixture(scope="module")
-def said(hub, tmp_path_factory):
-    "What is said of each name: by this hub, then offline, then when nobody answers; one cache."
-    cache = tmp_path_factory.mktemp("cache")
-    online = ask(f"http://127.0.0.1:{hub.server_port}", cache, *REFUSED, "owner/m")
-    return dict(online=online, offline=ask("", cache, "owner/m", "owner/other", offline=True), down=ask("http://127.0.0.1:9", cache, "owner/m", "owner/other", "sd1.5"))
-
-
-REFUSED = {
-    "gated/m": "terms of use.*Access to model gated/m is restricted.*ask for access.*accept them at .*/gated/m, then log in",
-    "login/m": "Access to model login/m is restricted. Please log in.*hf auth login.*HF_TOKEN",
-    "private/m": "no public model.*check its spelling.*private, log in",
-    "nobody/m": "no folder and no public model of the hub has this name",
-    "down/m": "hub at http://127.0.0.1:[0-9]+ answered 503.*try again later.*no whole copy in",
-    "forbidden/m": "hub refused with 403.*log in",
-    "busy/m": "answered 429.*try again later",
-    "broken/m": "could not be downloaded.*check network and disk",
-    "judge:login/m": "^checkpoint='login/m' could not be loaded.*Please log in",
-    "..a/b": "no alias and no folder",
-    "a..b/c--d": "no id of the hub|could not|no folder and no public",
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_each_refusal_of_the_hub_has_its_own_remedy(said, name):
-    assert re.search(REFUSED[name], said["online"][name]), said["online"][name]
-
-
-def test_what_the_hub_has_is_loaded_and_serves_without_it(said, hub):
-    for when in said.values():
-        assert when["owner/m"].startswith("StableDiffusion(name='owner/m'"), when["owner/m"]
-    fetched = {path.split("/resolve/")[1].split("/", 1)[1] for path in hub.asked if "/owner/" in path and "/resolve/" in path}
-    assert UNET in fetched and not [name for name in fetched if "fp16" in name or name.endswith((".bin", ".ckpt"))]
-
-
-def test_no_hub_and_no_copy(said):
-    assert re.search("HF_HUB_OFFLINE.*no whole copy in.*model='toy'", said["offline"]["owner/other"])
-    assert re.search("could not be downloaded from http://127.0.0.1:9.*check network.*no whole copy in .*model='toy'", said["down"]["owner/other"])
-    assert "runwayml/stable-diffusion-v1-5: " in said["down"]["sd1.5"] and "stable-diffusion-v1-5/stable-diffusion-v1-5: " in said["down"]["sd1.5"]

@@ -70,6 +70,7 @@ class Context:
     branches: tuple[str, ...] = ("positive",)  # equal parts of the batch, in this order
     joint: bool = False  # keyframe pass: branches other than the source attend to all frames
     plan: Plan | None = None  # frame pass: how the frames draw on keyframes; None: self-attention is computed
+    placed: Plan | None = None  # the same plan on the device of the network
     injection: Injection = Injection()
     # by layer, for the frame pass: `keys`, the normalised source tokens, and outputs by branch
     keyframes: dict[str, KeptRows] = field(default_factory=dict)
@@ -174,7 +175,7 @@ class TokenFlowAttention:
             found = (search(source, kept["keys"], which) for which in (plan.first, plan.second))
             context.source[self.layer] = tuple(found)
         fields = context.source[self.layer]
-        return {branch: blend(kept[branch], context.plan, *fields) for branch in tokens}
+        return {branch: blend(kept[branch], context.placed or context.plan, *fields) for branch in tokens}
 
 # %% ../nbs/08_attention.ipynb #ae9a063f
 class FeatureHook:

@@ -128,7 +128,7 @@ class Denoiser:
         "Rows and prediction of the plan's frames. After a group of keyframes come the frames that need no further one."
         for group, base, frames in turns(plan, joint_groups(len(keyframes), self.max_joint_keyframes), self.blocks):
             context.carry(group.members.start - base)
-            context.members, context.plan, context.watch = group.rows, None, None
+            context.members, context.plan, context.placed, context.watch = group.rows, None, None, None
             self._together(context, step, keyframes[group.everybody].tolist())
             context.watch = watch
             yield from self._frame_pass(context, step, frames, plan.counted_from(base))
@@ -140,6 +140,7 @@ class Denoiser:
         def work(rows: slice) -> Prediction:
             part = frames[rows]
             context.plan = plan and plan[part.start : part.stop]
+            context.placed = context.plan and context.plan.to(self.model.device)  # once, not in each layer
             return self._guided(context, step, list(part))
 
         start = frames.start

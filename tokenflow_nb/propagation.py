@@ -17,6 +17,8 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 
+from .support.memory import moved
+
 try:
     import triton
     import triton.language as tl
@@ -131,6 +133,10 @@ class Plan:
 
     def __getitem__(self, rows: slice) -> "Plan":
         return Plan(self.first[rows], self.second[rows], self.weight[rows])
+
+    def to(self, device: torch.device) -> "Plan":
+        "The plan on a device."
+        return Plan(**moved(vars(self), device))
 
     def ready(self, keyframes: int) -> int:
         "How many frames, from the first on, draw only on the first `keyframes` keyframes. Positions never decrease."

@@ -14,6 +14,7 @@ from PIL import Image
 
 from .store import Entry
 from .support.face import Faced, sheet, spread
+from .support.memory import moved
 
 # %% ../nbs/02_trajectory.ipynb #26df83b9
 PART_FRAMES = 4  # in a file: the most that a killed computation loses. Independent of the block size
@@ -152,8 +153,7 @@ class SourceRecord:
             for name, tensor in self.entry.load(part_of(block * size, timestep)).items():
                 found.setdefault(name, []).append(tensor[here])
         layers: dict[str, tuple[torch.Tensor, ...]] = {}
-        for name in sorted(found):
+        for name, tensor in moved({name: torch.cat(found[name]) for name in sorted(found)}, device).items():
             layer, number = name.rsplit(".", 1)
-            tensor = torch.cat(found[name]).to(device)
             layers[layer] = (*layers.get(layer, ()), tensor.long() if number != "feature" else tensor)
         return layers

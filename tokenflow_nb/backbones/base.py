@@ -22,6 +22,7 @@ from ..attention import Context, FeatureHook, Injection, TokenFlowAttention
 from .schedule import ModelError, Prediction, Schedule
 from ..store.fingerprint import fingerprint
 from ..support.locks import NetworkLock, lock_of
+from ..support.memory import sent
 
 # %% ../../nbs/backbones/01_base.ipynb #abca44a4
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class Model(ABC):
         "The clean latents and the noise, `(n, c, h, w)` float32 on the CPU, that the network sees in noisy latents."
         prompt = prompt.expand(len(latents))
         with self.lock:
-            given = latents.to(self.device, self.dtype)
+            given = sent(latents, self.device, self.dtype)
             output = self.output(given, timestep, prompt, **extra).float().cpu()
         return self.schedule.prediction(output, latents, timestep)
 

@@ -143,7 +143,8 @@ def _load_parts(place: str, device: torch.device, dtype: torch.dtype, added: Add
     else:
         folder, refusal = fetch(place, lambda names: model_files(names, dtype in HALF))
     try:
-        return _read_parts(folder, device, dtype, added)
+        with quiet_reading(folder):  # the download, if there was one, had its bars
+            return _read_parts(folder, device, dtype, added)
     except AddedError:
         raise
     except ModelError as error:
@@ -247,7 +248,7 @@ def _from_places(name: str, places: tuple[str, ...], device: torch.device, dtype
     failures, info = {}, MODELS.get(name)
     for place in places:
         try:
-            with process_lock, quiet_reading(place):  # diffusers and transformers change torch itself while they load
+            with process_lock:  # diffusers and transformers change torch itself while they load
                 parts = _load_parts(place, device, dtype, added)
                 guidance = info.guidance_scale if info else 5.0 if "text_encoder_2" in parts else 7.5
                 return _assembled(parts, name, guidance, added)

@@ -253,7 +253,8 @@ class PipelineModel(StableDiffusion):
     def _sizes(self, latents: torch.Tensor) -> torch.Tensor:
         "Stable Diffusion XL's `time_ids` `(n, 6)`: size of the source, where it was cropped, and size of the picture."
         height, width = (side * self.latent_scale for side in latents.shape[-2:])
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=latents.dtype, device=latents.device)
+        sizes = latents.new_zeros(1, 6)  # filled there: numbers of the CPU would have to be sent
+        sizes[:, 0::4], sizes[:, 1::4] = height, width
         return sizes.expand(len(latents), -1)
 
 

@@ -22,6 +22,7 @@ from ..attention import Injection
 from .base import Model, Prompt, Site, check_output
 from .schedule import ModelError, NoiseSchedule
 from ..support.locks import lock_of
+from ..support.memory import sent
 
 # %% ../../nbs/backbones/02_unet.ipynb #c266e40e
 def self_attentions(unet: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -175,7 +176,7 @@ class StableDiffusion(Model):
         """Latents `(f, c, h, w)` float32 on the CPU for uint8 frames `(f, h, w, 3)`: the mode of the VAE's posterior.
         Raises `ModelError` for NaN."""
         with self.vae_ready() as dtype:
-            pixels = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).to(self.device, dtype) / 127.5 - 1
+            pixels = sent(torch.from_numpy(np.array(frames)), self.device).permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
             encoded = self.vae.encode(pixels)
             # a tiny VAE gives latents, others the distribution of them
             latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
@@ -185,7 +186,7 @@ class StableDiffusion(Model):
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         "uint8 frames `(f, h, w, 3)` for latents `(f, c, h, w)`. Raises `ModelError` for NaN."
         with self.vae_ready() as dtype:
-            latents = (latents / self.vae.config.scaling_factor).to(self.device, dtype)
+            latents = sent(latents / self.vae.config.scaling_factor, self.device, dtype)
             pixels = self.vae.decode(latents).sample.float()
         pixels = check_output(pixels, "VAE decoder", dtype).clamp(-1, 1)
         return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -223,6 +224,7 @@ class StableDiffusion(Model):
         return dict(encoder_hidden_states=prompt.states)
 
     def output(self, latents: torch.Tensor, timestep: int, prompt: Prompt, **extra: Any) -> torch.Tensor:
+        timestep = torch.full((), timestep, device=latents.device)  # made there: a number would have to be sent
         return self.unet(latents, timestep, return_dict=False, **self.inputs(latents, prompt), **extra)[0]
 
     @torch.no_grad()
@@ -238,6 +240,7 @@ class StableDiffusion(Model):
         "What a ControlNet adds to the UNet's skip connections, and last to its middle block."
         given, shown = (each.to(self.device, self.dtype) for each in (latents, pictures))
         how = dict(controlnet_cond=shown, conditioning_scale=scale, return_dict=False)
+        timestep = torch.full((), timestep, device=given.device)
         with lock_of(network):
             down, middle = network(given, timestep, **how, **self.inputs(given, prompt))
         return [*down, middle]
