@@ -283,8 +283,9 @@ def _save_edit(edit: Edit, path: Path) -> Path:
     try:
         metadata = dict(state=json.dumps(state))
     except TypeError as error:
-        given = [name for name, value in options_of(edit.editor).items() if not isinstance(value, str | float | int | None)]
-        raise EditError(f"{', '.join(given)} is an object in memory, and a file cannot hold it: give its path") from error
+        options, plain = options_of(edit.editor).items(), str | float | int | None
+        given = ", ".join(name for name, value in options if not isinstance(value, plain))
+        raise EditError(f"{given} is an object in memory, and a file cannot hold it: give its path") from error
     with replaced(path) as part:
         safetensors.torch.save_file(tensors, part, metadata=metadata)
     return path

@@ -119,7 +119,7 @@ def find_controlnets(controlnet: Any, controls: list[Any], model: Model) -> list
     """A ControlNet for each control, from names, folders, hub ids or networks.
     Raises `ValueError` with the remedy for one that cannot be found or does not fit the model."""
     if not hasattr(model, "residuals"):
-        raise ModelError(f"method='controlnet' needs a Stable Diffusion model, {model.name} is none: take another method")
+        raise ModelError(f"method='controlnet' needs a Stable Diffusion model, not {model.name}: take another method")
     given = _listed(controlnet if controlnet is not None else _of_pipeline(model))
     given = given or [_known(control, model) for control in controls]
     if len(given) != len(controls):
@@ -148,12 +148,14 @@ def _of_pipeline(model: Model) -> Any:
 def _known(control: Any, model: Model) -> str:
     "The name of the ControlNet that is known for a control."
     width = model.network.config.cross_attention_dim
-    if (control == "canny" or _is_own(control)) and _widths(model.network) == _widths(read_json(TOY_CONTROLNET / "config.json")):
+    for_toy = _widths(model.network) == _widths(read_json(TOY_CONTROLNET / "config.json"))
+    if for_toy and (_is_own(control) or control == "canny"):
         return str(TOY_CONTROLNET)
     name = _KNOWN.get(width, {}).get(control) if isinstance(control, str) else None
     if name is None:
         raise ValueError(
-            f"control={shown(control, 40)}: no ControlNet is known for it with {model.name}: give controlnet=, a folder or hub id"
+            f"control={shown(control, 40)}: no ControlNet is known for it with {model.name}: give controlnet=, a folder "
+            "or hub id"
         )
     return name
 
@@ -191,7 +193,7 @@ def load_controlnet(name: str, model: Model) -> torch.nn.Module:
         folder = local_place(name)
         if folder and not folder.is_dir():
             convert = f"ControlNetModel.from_single_file({str(folder)!r}).save_pretrained(folder)"
-            raise ModelError(f"it is a single file: write it as a folder with diffusers' {convert}, and give that folder")
+            raise ModelError(f"it is a single file: write it as a folder, {convert}, and give that folder")
         if folder is None:
             if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
                 raise ModelError("it is no folder and no hub id: give one of them")
@@ -222,10 +224,10 @@ class ControlNet(Editor):
     """Repaints by a ControlNet (Zhang et al. 2023), and injects nothing. Raises `ValueError` for controls and networks
     that do not fit, before the clip is inverted."""
 
-    control: Any = setting(
+    control: str | Any = setting(
         "canny", "canny, soft, depth, tile, or a film of control frames; several: canny:0.8,depth", check=_checked
     )
-    controlnet: Any = setting(None, "the ControlNet: a folder or hub id; None: a known one, or the pipeline's own")
+    controlnet: str | Any = setting(None, "the ControlNet: a folder or hub id; None: a known one, or the pipeline's own")
     scale: float = setting(1.0, "how strongly the control acts", 0, 2, short="control_scale")
     begin: float = setting(0.0, "fraction of the steps before the control acts", 0, 1, short="control_start")
     end: float = setting(1.0, "fraction of the steps after which it no longer acts", 0, 1, short="control_stop")

@@ -87,8 +87,8 @@ def _estimator(model: str, device: str) -> tuple[Any, torch.nn.Module]:
         network = AutoModelForDepthEstimation.from_pretrained(model, use_safetensors=True)
     except Exception as error:  # of the network, the disk, or a file in it: there is no list of them
         raise ModelError(
-            f"control='depth': {model} could not be loaded ({one_line(error)[:120]}): check the network, or give control "
-            "frames of your own, control=depth(frames, model=folder)"
+            f"control='depth': {model} could not be loaded ({one_line(error)[:120]}): check the network, or give "
+            "control frames of your own, control=depth(frames, model=folder)"
         ) from error
     return processor, network.to(device).eval()
 

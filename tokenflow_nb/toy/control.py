@@ -44,8 +44,14 @@ class ControlTraining:
         self.average = [weight.detach().clone() for weight in self.master]
         self.optimizer = torch.optim.AdamW(self.master, betas=(0.9, 0.99), weight_decay=0.0)
 
-    def output(self, noisy: torch.Tensor, times: torch.Tensor, states: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-        "The UNet's output `(b, c, h, w)` for noisy latents, steered by edges `(b, 3, size, size)` in 0 to 1."
+    def output(
+        self,
+        noisy: torch.Tensor,  # (b, c, h, w)
+        times: torch.Tensor,  # (b,)
+        states: torch.Tensor,  # (b, window, width)
+        edges: torch.Tensor,  # (b, 3, size, size) in 0 to 1
+    ) -> torch.Tensor:  # (b, c, h, w)
+        "The UNet's output for noisy latents, steered by edges."
         with torch.autocast(noisy.device.type, torch.bfloat16):
             down, middle = self.network(noisy, times, states, edges, return_dict=False)
             added = dict(down_block_additional_residuals=down, mid_block_additional_residual=middle)

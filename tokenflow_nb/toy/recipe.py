@@ -148,7 +148,8 @@ class Recipe:
         "A recipe that runs all stages in seconds, for tests. Its model cannot paint anything."
         few = dict(pictures=12, text_captions=64, text_batch=16, vae_batch=4, vision_batch=12, vision_alike=4)
         few |= dict(batch=(4, 4), cuda_batch=4, control_batch=4, text_budget=Budget(steps=20))
-        few |= dict.fromkeys(("vae_budget", "decoder_budget", "vision_budget", "budget", "control_budget"), Budget(steps=4))
+        budgets = "vae_budget", "decoder_budget", "vision_budget", "budget", "control_budget"
+        few |= dict.fromkeys(budgets, Budget(steps=4))
         small = dict(size=64, text_width=32, text_inner=32, text_layers=1, vae_widths=(8, 8, 16), vae_groups=8)
         small |= dict(vision_size=32, vision_width=32, vision_inner=32, vision_layers=2, vision_mask_layer=1)
         small |= dict(widths=(16, 16, 32, 32), groups=8)
