@@ -98,4 +98,4 @@ CONTROLS: dict[str, Callable[[np.ndarray], np.ndarray]] = dict(canny=canny, soft
 
 def as_control(frames: np.ndarray) -> torch.Tensor:
     "Control frames `(f, h, w, 3)` uint8 as a ControlNet reads them: `(f, 3, h, w)` float32 in 0 to 1."
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+    return torch.tensor(frames).permute(0, 3, 1, 2).float() / 255
