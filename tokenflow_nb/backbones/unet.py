@@ -162,8 +162,8 @@ class StableDiffusion(Model):
 
     @contextmanager
     def vae_ready(self) -> Iterator[torch.dtype]:
-        """A block that computes with the VAE, whose dtype it gives. The VAE takes one frame at a time: a block of frames
-        would need more memory than the rest of an edit."""
+        """A block that computes with the VAE, whose dtype it gives. The VAE takes one frame at a time: a block of
+        frames would need more memory than the rest of an edit."""
         with lock_of(self.vae):
             slicing, self.vae.use_slicing = getattr(self.vae, "use_slicing", False), True
             try:

@@ -22,7 +22,6 @@ from ..backbones.schedule import ModelError
 from ..clip import Clip, ClipError, as_clip
 from .base import Editor, Step
 from .controls import CONTROLS, as_control
-from ..measure.deflicker import deflicker
 from ..support.arguments import one_line, refuse, shown
 from ..support.locks import process_lock
 from ..support.settings import setting
@@ -76,6 +75,8 @@ def control_frames(
     else:
         frames = _own_frames(control, clip)
     if steady:
+        from tokenflow_nb.measure.deflicker import deflicker  # here, because it imports scipy and all metrics
+
         frames = deflicker(Clip(frames), clip).frames
     return torch.from_numpy(np.array(frames))
 

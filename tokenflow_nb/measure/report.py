@@ -56,7 +56,8 @@ def bootstrap_interval(
         return Interval(value, math.nan, math.nan, 1)
     options = dict(n_resamples=draws, confidence_level=level, paired=True, method="percentile")
     found = bootstrap(columns, statistic, random_state=np.random.default_rng(seed), **options).confidence_interval
-    return Interval(value, float(found.low), float(found.high), len(values))
+    low, high = sorted(map(float, found))  # of equal values, rounding may put the lower bound above the other
+    return Interval(value, low, high, len(values))
 
 # %% ../../nbs/measure/02_report.ipynb #2a9356aa
 @dataclass(frozen=True)
