@@ -18,15 +18,16 @@ from .attention import Context, Kernels
 from .backbones.base import Model, Prompt
 from .backbones.schedule import Prediction
 from .editors.base import Editor, Step
-from .keyframes import JointGroup, joint_groups
+from .keyframes import JointGroup, groups_by_stretch
 from .propagation import Plan, make_plan
 from .support.memory import Blocks, out_of_memory
+from .support.words import in_frames
 from .trajectory import Excerpt, SourceRecord, Trajectory
 
 # %% ../nbs/10_denoiser.ipynb #5a2c11d7
 @dataclass(frozen=True)
 class Conditioning:
-    "The prompts of the three branches, as the model reads them: one row each."
+    "The prompts of the three branches, as the model reads them: one row each, or a row for each frame."
 
     source: Prompt
     negative: Prompt
@@ -37,8 +38,50 @@ class Conditioning:
         cls,
         model: Model,
         prompts: Any,  # has source_prompt, negative_prompt and prompt, as an `EditConfig` has
+        frames: int | None = None,  # of the clip; needed for prompts over time
     ) -> "Conditioning":
-        return cls(*model.embed_edit(prompts.source_prompt, prompts.negative_prompt, prompts.prompt))
+        source, negative, positive = prompts.source_prompt, prompts.negative_prompt, prompts.prompt
+        if isinstance(negative, str) and isinstance(positive, str):
+            return cls(*model.embed_edit(source, negative, positive))
+        each = list(zip(in_frames(negative, frames), in_frames(positive, frames)))
+        found = {pair: model.embed_edit(source, *pair) for pair in dict.fromkeys(each)}
+        source, negative, positive = (list(rows) for rows in zip(*(found[pair] for pair in each)))
+        return cls(source[0], Prompt.join(negative), Prompt.join(positive))
+
+    def given(
+        self,
+        embeddings: Any,  # has prompt_embeds and the others, as `Embeddings` has
+    ) -> "Conditioning":
+        "With embeddings in the place of prompts. Raises `ValueError` for those of another width."
+        found = {}
+        for branch, name in (("negative", "negative_prompt_embeds"), ("positive", "prompt_embeds")):
+            if (states := getattr(embeddings, name)) is None:
+                continue
+            own, pooled = getattr(self, branch), name.replace("prompt", "pooled_prompt")
+            parts = {"states": (name, states), "pooled": (pooled, getattr(embeddings, pooled))}
+            found[branch] = replace(own, **{part: _like(*given, getattr(own, part)) for part, given in parts.items()})
+        return replace(self, **found)
+
+    def excerpt(self, positions: list[int]) -> "Conditioning":
+        "The prompts of some frames."
+        branches = self.source, self.negative, self.positive
+        return Conditioning(*(each if len(each) == 1 else each.of_frames(positions) for each in branches))
+
+
+def _like(name: str, found: torch.Tensor | None, own: torch.Tensor | None) -> torch.Tensor | None:
+    "An embedding with the device and dtype of the model's own. Raises `ValueError` for another shape."
+    if own is None or found is None:
+        if own is not found:
+            said = "is missing: the model reads it" if found is None else "was given, but the model reads none"
+            raise ValueError(f"{name} {said}: {'give it too' if found is None else 'leave it out'}")
+        return None
+    wanted = 1, *own.shape[1:]
+    if tuple(found.shape) != wanted or not found.is_floating_point():
+        what = f"{name} is {str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}"
+        raise ValueError(f"{what}: give floating-point numbers {wanted}, made with this model's own text encoder")
+    if not torch.isfinite(found).all():
+        raise ValueError(f"{name} holds NaN or infinity: make it again, in float32")
+    return found.detach().to(own)
 
 # %% ../nbs/10_denoiser.ipynb #b471d653
 def turns(
@@ -77,6 +120,7 @@ class Denoiser:
     # branches one after the other; None: on the CPU, where this is as fast. Set to True when memory runs out
     sequential: bool | None = None
     kernels: Kernels = Kernels()  # how self-attention is computed
+    changes: tuple[int, ...] = ()  # ascending frames at which the prompt changes
     context: Context | None = field(default=None, init=False, repr=False)  # of the pass under way
 
     def __post_init__(self):
@@ -119,14 +163,15 @@ class Denoiser:
                 context.watch = watch
                 yield from self._frame_pass(context, step, range(count))
                 return
-            plan = make_plan(self.rule, count, keyframes, self.interval)
+            plan = make_plan(self.rule, count, keyframes, self.interval, self.changes)
             yield from self._by_groups(context, step, keyframes, plan, watch)
 
     def _by_groups(
         self, context: Context, step: Step, keyframes: torch.Tensor, plan: Plan, watch: Callable | None
     ) -> Iterator[tuple[slice, Prediction]]:
         "Rows and prediction of the plan's frames. After a group of keyframes come the frames that need no further one."
-        for group, base, frames in turns(plan, joint_groups(len(keyframes), self.max_joint_keyframes), self.blocks):
+        groups = groups_by_stretch(keyframes.tolist(), self.max_joint_keyframes, self.changes)
+        for group, base, frames in turns(plan, groups, self.blocks):
             context.carry(group.members.start - base)
             context.members, context.plan, context.watch = group.rows, None, None
             self._together(context, step, keyframes[group.everybody].tolist())
@@ -177,7 +222,7 @@ class Denoiser:
         branches = tuple(branch for branch in self.branches if branch not in absent)
         for context.branches in [(branch,) for branch in branches] if self.sequential else [branches]:
             batch = context.join({branch: self._rows(branch, step, frames) for branch in context.branches})
-            prompts = [getattr(self.conditioning, branch).expand(len(frames)) for branch in context.branches]
+            prompts = [getattr(self.conditioning, branch).of_frames(frames) for branch in context.branches]
             extra = self.editor.network_inputs(replace(step, rows=frames, latents=batch, branches=context.branches))
             prediction = self.model.predict(batch, step.timestep, Prompt.join(prompts), **extra)
             found |= dict(zip(context.branches, prediction.chunk(len(context.branches))))

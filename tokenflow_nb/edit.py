@@ -32,12 +32,12 @@ from .backbones.load import load_model
 from .backbones.parts import find_device
 from .backbones.schedule import Prediction
 from .clip import Clip, as_clip, fit_clip, gather_frames, restore_clip
-from .config import EditConfig, Execution, Reading, configured, option_names, split_options, with_options
+from .config import Embeddings, EditConfig, Execution, Reading, configured, option_names, split_options, with_options
 from .denoiser import Conditioning, Denoiser
 from .editors import Editor, Step, identity
 from .forecast.plan import Forecast, plan
 from .inversion import check_finite, inversion_grid, inverting
-from .keyframes import intervals, joint_groups, keyframe_table
+from .keyframes import groups_by_stretch, intervals, keyframe_table
 from .result import EditResult
 from .source import recording
 from .store import Draft, Store, digest
@@ -45,6 +45,7 @@ from .support.arguments import choice, instance, refuse, shown, switch, text, wh
 from .support.files import checked_path, replaced, writable_file, writable_target
 from .support.memory import Blocks, PeakMemory
 from .support.progress import Stage, drive, timed
+from .support.words import OverTime, excerpted
 from .trajectory import Excerpt, SourceRecord, Trajectory
 
 # %% ../nbs/13_edit.ipynb #cfc0738d
@@ -93,20 +94,22 @@ class Edit:
         self.timesteps = model.schedule.timesteps(config.num_inference_steps)
         self.guidance_scale = model.guidance_scale if config.guidance_scale is None else config.guidance_scale
         self.interval = config.keyframe_interval or min(8, len(trajectory))
+        config.check_frames(len(trajectory))
         if keyframes is None:
-            keyframes = keyframe_table(len(trajectory), self.interval, len(self.timesteps), config.seed)
+            how = len(self.timesteps), config.seed, config.changes
+            keyframes = keyframe_table(len(trajectory), self.interval, *how)
         self.keyframes, self.editor, self.keep_history = keyframes, config.editor, keep_history
-        self.conditioning = conditioning or Conditioning.of(model, config)
+        self.conditioning = conditioning or Conditioning.of(model, config, len(trajectory))
         self.denoiser = Denoiser(
             model, trajectory, self.conditioning, self.editor, self.guidance_scale, config.rule, self.interval,
-            Blocks(execution.block_size), config.max_joint_keyframes, record,
+            Blocks(execution.block_size), config.max_joint_keyframes, record, changes=config.changes,
         )
         self.index = self.first = self.editor.first_step(len(self.timesteps))
         self.latents = self._start()  # (f, c, h, w)
         self.history: list[torch.Tensor] = []  # latents before each step taken, if they are kept
 
     def __repr__(self) -> str:
-        return f"Edit({self.config.prompt!r} · {len(self)} frames · step {self.index} of {len(self.timesteps)})"
+        return f"Edit({self.config.title!r} · {len(self)} frames · step {self.index} of {len(self.timesteps)})"
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -131,7 +134,7 @@ class Edit:
         latents = changes.pop("latents") if "latents" in changes else self.latents
         rows = list(range(len(self.trajectory)))
         count, timestep = len(self.timesteps), [*self.timesteps, None][index]
-        step = Step(self.model, self.trajectory, self.config.prompt, index, count, timestep, rows, latents)
+        step = Step(self.model, self.trajectory, self.config.words, index, count, timestep, rows, latents)
         return replace(step, **changes)
 
     def predict(
@@ -194,9 +197,10 @@ class Edit:
         if starts and self.index > self.first:
             names = ", ".join(sorted(set(changes) - _DECIDES_RECORD))
             raise EditError(f"{names} decides steps already taken: go back() to step {self.first}, or start a new edit")
-        same = {} if changes else dict(conditioning=self.conditioning, keyframes=self.keyframes)
-        record = None if starts or _DECIDES_RECORD & set(changes) else self.denoiser.record
-        same |= dict(record=record, keep_history=self.keep_history)
+        same = {} if changes else dict(keyframes=self.keyframes)
+        other_record = starts or _DECIDES_RECORD & set(changes) or config.changes != self.config.changes
+        same |= dict(record=None if other_record else self.denoiser.record, keep_history=self.keep_history)
+        same |= dict(conditioning=self._conditioned(config, changes))
         other = Edit(self.model, self.trajectory, config, self.clip, self.execution, **same)
         if not starts:
             other.latents, other.index, other.history = self.latents, self.index, list(self.history)
@@ -209,9 +213,19 @@ class Edit:
     ) -> "Edit":
         "An edit of some frames alone, from its start. They are edited jointly, unless `changes` say otherwise."
         config = replace(self.config, **dict(rule="joint", keyframe_interval=None) | changes)
-        has_new_prompt = {"prompt", "source_prompt", "negative_prompt"} & set(changes)
-        same = {} if has_new_prompt else dict(conditioning=self.conditioning)
-        return Edit(self.model, self.trajectory.excerpt(positions), config, self.clip, self.execution, **same)
+        conditioning = self._conditioned(config, changes).excerpt(positions)
+        of_frames = {name: excerpted(getattr(config, name), positions) for name in ("prompt", "negative_prompt")}
+        own = self.trajectory.excerpt(positions), replace(config, **of_frames), self.clip, self.execution
+        return Edit(self.model, *own, conditioning)
+
+    def _conditioned(self, config: EditConfig, changes: dict[str, Any]) -> Conditioning:
+        "The prompts with the branches that `changes` name embedded anew. An embedding that was given stays."
+        named = dict(source="source_prompt", negative="negative_prompt", positive="prompt")
+        if not (changed := [branch for branch, name in named.items() if name in changes]):
+            return self.conditioning
+        config.check_frames(len(self.trajectory))
+        new = Conditioning.of(self.model, config, len(self.trajectory))
+        return replace(self.conditioning, **{branch: getattr(new, branch) for branch in changed})
 
     def decode(self, latents: torch.Tensor | None = None) -> Clip:
         "The current latents, or others, as a clip."
@@ -350,8 +364,10 @@ class _Checkpoints:
 
 def edit_key(edit: Edit) -> str:
     "The name of an edit in the store: a digest of all that decides its result."
-    groups = [group.everybody for group in joint_groups(edit.keyframes.shape[-1], edit.config.max_joint_keyframes)]
-    settings = edit.config.settings()
+    config = edit.config
+    groups = groups_by_stretch(edit.keyframes[0].tolist(), config.max_joint_keyframes, config.changes)
+    groups = [group.everybody for group in groups]
+    settings = config.settings()
     kernels = [kernel.__qualname__ for kernel in vars(edit.denoiser.kernels).values()]
     settings |= dict(editor=identity(edit.editor), kernels=kernels)
     how = settings, edit.guidance_scale, edit.interval, edit.keyframes, groups
@@ -366,7 +382,7 @@ def kept_steps(
     store, key, fingerprint = edit.execution.store or Store(), edit_key(edit), edit.model.digest
     if not edit.execution.resume:
         store.remove(key)
-    meta = dict(kind="edit", prompt=edit.config.prompt, frames=len(edit), steps=len(edit.timesteps))
+    meta = dict(kind="edit", prompt=edit.config.title, frames=len(edit), steps=len(edit.timesteps))
     meta |= dict(trajectory=edit.trajectory.entry.key)
     with store.drafting(key, meta) as draft:
         if not draft.finished:
@@ -408,6 +424,7 @@ def starting(
     keyframes: torch.Tensor | None = None,  # (steps, intervals) frame indices; None: drawn from the seed
     prepare: Callable[[Edit], None] | None = None,  # called with the edit before recording: may replace its denoiser
     seconds: dict[str, float] | None = None,  # by stage; this call adds its own
+    conditioning: Conditioning | None = None,  # None: embeds the prompts of `config`
 ) -> Generator[Stage, None, Edit]:
     "Inverts a clip and records its source branch. Yields a `Stage` after each step; returns the `Edit` at its start."
     seconds = {} if seconds is None else seconds
@@ -416,7 +433,7 @@ def starting(
         execution.store, config.correction,
     )
     trajectory = yield from timed(steps, seconds, "invert")
-    edit = Edit(model, trajectory, config, clip, execution, keyframes=keyframes, keep_history=False)
+    edit = Edit(model, trajectory, config, clip, execution, conditioning, keyframes, keep_history=False)
     if prepare:
         prepare(edit)
     if execution.records(config):
@@ -428,7 +445,7 @@ def _recording(edit: Edit) -> Generator[Stage, None, SourceRecord]:
     "Records the source branch for the steps that an edit takes."
     timesteps, keyframes = edit.timesteps[edit.first :], edit.keyframes[edit.first :]
     config, execution = edit.config, edit.execution
-    how = edit.interval, config.rule, config.max_joint_keyframes, execution.block_size, execution.store
+    how = edit.interval, config.rule, config.max_joint_keyframes, execution.block_size, execution.store, config.changes
     return recording(edit.model, edit.trajectory, timesteps, keyframes, *how)
 
 
@@ -441,11 +458,13 @@ def stages(
     keyframes: torch.Tensor | None = None,  # (steps, intervals) frame indices; None: drawn from the seed
     prepare: Callable[[Edit], None] | None = None,  # called with the edit before its first step
     callback_on_step_end: CallbackOnStepEnd | None = None,  # may replace the latents
+    conditioning: Conditioning | None = None,  # None: embeds the prompts of `config`
 ) -> Generator[Stage, None, EditResult]:
     """Edits a clip, from inversion to the `EditResult`. Yields a `Stage` after each step.
     Results that are in the store are not computed again."""
+    how = keyframes, prepare, callback_on_step_end, conditioning
     with model.working():
-        return (yield from _edited(model, clip, config, execution, keyframes, prepare, callback_on_step_end))
+        return (yield from _edited(model, clip, config, execution, *how))
 
 
 def _edited(
@@ -456,10 +475,11 @@ def _edited(
     keyframes: torch.Tensor | None,
     prepare: Callable[[Edit], None] | None,
     callback_on_step_end: CallbackOnStepEnd | None,
+    conditioning: Conditioning | None,
 ) -> Generator[Stage, None, EditResult]:
     "See `stages`."
     seconds: dict[str, float] = {}
-    edit = yield from starting(model, clip, config, execution, keyframes, prepare, seconds)
+    edit = yield from starting(model, clip, config, execution, keyframes, prepare, seconds, conditioning)
     if callback_on_step_end or not execution.keep:
         steps = _taken(edit, lambda edit: _told(callback_on_step_end, edit))
     else:
@@ -470,6 +490,7 @@ def _edited(
     seconds["decode"] = time.perf_counter() - began
     yield Stage("decode", len(edited), len(edited))
     about = dict(name=model.name, digest=model.digest, device=str(model.device), dtype=str(model.dtype))
+    about |= dict(embeddings=digest(vars(conditioning))) if conditioning else {}  # then the prompts alone say too little
     found = replace(config, guidance_scale=edit.guidance_scale, keyframe_interval=edit.interval)
     timings = {name: round(each, 3) for name, each in seconds.items()}
     return EditResult(edited, clip, found, about, timings, begun)
@@ -504,10 +525,10 @@ def file_of(source: str | Path | Clip | np.ndarray) -> str | Path | None:
     return source if isinstance(source, str | os.PathLike) else None
 
 
-@with_options(EditConfig, Execution, Reading)
+@with_options(EditConfig, Execution, Reading, Embeddings)
 def edit_video(
     clip: str | Path | Clip | np.ndarray,  # a video file, a `Clip`, or frames (f, h, w, 3)
-    prompt: str | None = None,  # what the edited clip shows; None: as in `config`
+    prompt: str | OverTime | None = None,  # what the edited clip shows, or {frame: prompt}; None: as in `config`
     config: EditConfig | None = None,  # settings to start from, such as `EditConfig.published(...)`; None: the defaults
     *,
     model: Any = "sd1.5",  # an alias, a folder, a hub id, a pipeline of diffusers, or a `Model`; "toy" runs anywhere
@@ -516,17 +537,17 @@ def edit_video(
     device: str | None = None,  # None: the best there is
     ip_adapter_image: Any = None,  # what the IP-Adapter of a pipeline reads: a picture, or a list for several adapters
     progress: bool = True,
-    **overrides: Any,  # of `EditConfig`, its editor, `Execution` and `Reading`, by name
+    **overrides: Any,  # of `EditConfig`, its editor, `Execution`, `Reading` and `Embeddings`, by name
 ) -> EditResult:
     "Edits a video by a prompt. Bad arguments raise `ValueError` before any long work."
-    execution, reading, settings = split_options(known_options(overrides, Execution, Reading), Execution, Reading)
-    config, execution, reading = configured(prompt, config, settings), Execution(**execution), Reading(**reading)
+    config, execution, reading, embeddings = _settings(prompt, config, overrides)
     progress, device = switch("progress", progress), known_device("device", device)
     target = None if out is None else writable_target("out", out, file_of(clip))
     timings, clock = {}, _Clock()
     film = as_clip(clip, **reading.of_file())
     timings["read"] = clock()
     model, fit = fitted(film, config, model, reading.size, device, ip_adapter_image)
+    given = Conditioning.of(model, config, len(fit)).given(embeddings) if embeddings else None
     if progress:
         dtype = str(model.dtype).removeprefix("torch.")
         tqdm.write(f"{fit!r} · {fit.fit or 'size unchanged'} · {model.name} on {model.device}, {dtype}")
@@ -535,13 +556,26 @@ def edit_video(
     forecast = _forecast(model, fit, config, execution, progress)
     if forecast:
         timings["plan"] = clock()
-    result = drive(stages(model, fit, config, execution, callback_on_step_end=callback_on_step_end), progress)
+    how = dict(callback_on_step_end=callback_on_step_end, conditioning=given)
+    result = drive(stages(model, fit, config, execution, **how), progress)
     if reading.restore_size and fit.fit:
         result = replace(result, edited=restore_clip(result.edited, fit.fit, film))
     result = replace(result, timings=timings | result.timings, forecast=forecast, memory=memory.bytes)
     if target is not None:
         result.save(target)
     return result
+
+
+def _settings(
+    prompt: str | OverTime | None, config: EditConfig | None, options: dict[str, Any]
+) -> tuple[EditConfig, Execution, Reading, Embeddings]:
+    "All settings of `edit_video`, checked."
+    kinds = Execution, Reading, Embeddings
+    *found, settings = split_options(known_options(options, *kinds), *kinds)
+    execution, reading, embeddings = (kind(**each) for kind, each in zip(kinds, found))
+    config = configured(embeddings.description(prompt, config), config, settings)
+    embeddings.check(config)
+    return config, execution, reading, embeddings
 
 
 def known_options(options: dict[str, Any], *kinds: type) -> dict[str, Any]:
@@ -564,6 +598,7 @@ def fitted(
     model are checked before it is loaded."""
     if settings.keyframe_interval is not None:
         intervals(len(film), settings.keyframe_interval)
+    settings.check_frames(len(film))
     if isinstance(model, Model) and device is not None and torch.device(device).type != model.device.type:
         remedy = "leave device out, or give the model's name"
         refuse("device", device, f"the model that was given is on {model.device}: {remedy}")

@@ -277,7 +277,7 @@ def record(
     timesteps = _chosen("timesteps", timesteps, steps, _spread(steps, 5))
     frames = _chosen("frames", frames, range(len(trajectory)), range(len(trajectory)))
     meta = dict(
-        of="edit" if under_way else "source", prompt=source.config.prompt if under_way else source.prompt,
+        of="edit" if under_way else "source", prompt=source.config.title if under_way else source.prompt,
         layers=[[layer.module, layer.side, list(layer.grid), layer.name] for layer in layers],
         timesteps=timesteps, frames=frames,
         model_digest=model.digest, clip_digest=trajectory.entry.meta.get("clip_digest"), model=model.name,

@@ -9,13 +9,15 @@ __all__ = ['RULES', 'WITHOUT_PROPAGATION', 'normalise_keys', 'nearest', 'fused_n
 # %% ../nbs/07_propagation.ipynb #04719d59
 import difflib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 
 import torch
 import torch.nn.functional as F
+
+from .keyframes import stretches
 
 try:
     import triton
@@ -145,6 +147,11 @@ class Plan:
         "The plan for a list that begins with this keyframe."
         return Plan(self.first - keyframe, self.second - keyframe, self.weight)
 
+    @classmethod
+    def join(cls, plans: "list[Plan]") -> "Plan":
+        "The frames of several plans, one after the other."
+        return cls(*(torch.cat([getattr(each, name) for each in plans]) for name in ("first", "second", "weight")))
+
 # %% ../nbs/07_propagation.ipynb #7ceacbcd
 def _neighbours(frames: int, keyframes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "For each frame: the position of the next keyframe, that of the one at or before it, and d⁻/(d⁺+d⁻)."
@@ -188,13 +195,20 @@ def make_plan(
     frames: int,  # length of the clip
     keyframes: torch.Tensor,  # (k,) ascending frame indices, one in each interval
     interval: int,
+    changes: Sequence[int] = (),  # ascending frames at which the prompt changes
 ) -> Plan:
-    "The plan of a rule. Raises `ValueError` for an unknown rule."
+    """The plan of a rule. No frame draws on a keyframe that has another prompt.
+    Raises `ValueError` for an unknown rule."""
     if rule not in RULES:
         near = difflib.get_close_matches(str(rule), RULES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"rule={rule!r} is unknown: {hint}Rules are {', '.join(RULES)}")
-    return RULES[rule](frames, keyframes, interval)
+    plans, first = [], 0
+    for stretch in stretches(frames, changes):
+        own = keyframes[(keyframes >= stretch.start) & (keyframes < stretch.stop)] - stretch.start
+        plans.append(RULES[rule](len(stretch), own, interval).counted_from(-first))
+        first += len(own)
+    return Plan.join(plans)
 
 # %% ../nbs/07_propagation.ipynb #02a8555f
 def nearest_fields(

@@ -44,7 +44,7 @@ class EditResult(Faced):
         return self.edited.frames
 
     def __repr__(self) -> str:
-        return f"EditResult({self.config.prompt!r} · {self.edited!r} · {sum(self.timings.values()):.0f} s)"
+        return f"EditResult({self.config.title!r} · {self.edited!r} · {sum(self.timings.values()):.0f} s)"
 
     def face(self) -> Image.Image:
         "Frames of the source, and of the edit below them."
@@ -55,7 +55,7 @@ class EditResult(Faced):
 
     @property
     def _names(self) -> tuple[str, str]:
-        return "source", f"edited: {self.config.prompt}"
+        return "source", f"edited: {self.config.title}"
 
     def record(self) -> dict:
         "The content of `run.json`, with all settings of the edit."

@@ -47,10 +47,11 @@ def record_source(
     block_size: int = 8,  # frames at a time
     store: Store | None = None,  # None: the default cache
     progress: bool = True,
+    changes: tuple[int, ...] = (),  # ascending frames at which the prompt of the edits changes
 ) -> SourceRecord:
     """The `SourceRecord` for edits by this rule and table. It comes from the store if it was made before.
     Raises `ValueError` for a rule without propagation."""
-    how = interval, rule, max_joint_keyframes, block_size, store
+    how = interval, rule, max_joint_keyframes, block_size, store, changes
     return drive(recording(model, trajectory, timesteps, keyframes, *how), progress)
 
 
@@ -64,12 +65,13 @@ def recording(
     max_joint_keyframes: int | None = None,
     block_size: int = 8,
     store: Store | None = None,
+    changes: tuple[int, ...] = (),
 ) -> Generator[Stage, None, SourceRecord]:
     "`record_source` that can pause after any step. Yields a `Stage`; returns the record."
     if rule in WITHOUT_PROPAGATION:
         raise ValueError(f"rule={rule!r} does not propagate: there is no source branch to record")
     store, fingerprint = store or Store(), model.digest
-    how = timesteps, keyframes, interval, rule, max_joint_keyframes
+    how = timesteps, keyframes, interval, rule, max_joint_keyframes, *([changes] if changes else ())
     key = "source-" + digest(trajectory.entry.key, fingerprint, *how)
     if (entry := store.get(key)) is not None:
         return SourceRecord(entry)
@@ -78,7 +80,7 @@ def recording(
     prompt = model.embed(trajectory.prompt)
     denoiser = Denoiser(
         model, trajectory, Conditioning(prompt, prompt, prompt), _Recorder(), 1.0, rule, interval, Blocks(block_size),
-        max_joint_keyframes, branches=("source",),
+        max_joint_keyframes, branches=("source",), changes=changes,
     )
     with store.drafting(key, meta) as draft:
         for done, (timestep, chosen) in enumerate(() if draft.finished else zip(timesteps, keyframes), 1):

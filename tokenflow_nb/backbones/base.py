@@ -46,6 +46,10 @@ class Prompt:
         "The same prompt for this many frames."
         return self._each(lambda value: value.expand(rows, *value.shape[1:]))
 
+    def of_frames(self, frames: list[int]) -> "Prompt":
+        "The rows of these frames. One row serves all frames."
+        return self.expand(len(frames)) if len(self) == 1 else self._each(lambda value: value[frames])
+
     @classmethod
     def join(cls, prompts: "list[Prompt]") -> "Prompt":
         "The rows of several prompts, one below the other."

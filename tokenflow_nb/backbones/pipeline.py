@@ -219,16 +219,15 @@ class PipelineModel(StableDiffusion):
                 self.vae.to(dtype)
 
     @torch.no_grad()
-    def embed(self, prompt: str) -> Prompt:
-        """A prompt as the pipeline's own `encode_prompt` gives it: LoRAs of the text encoder and textual inversions act.
-        An empty prompt is all zeros if the pipeline was trained so. Warns of the words that do not fit."""
-        self.warn_of_unread(prompt)
+    def _embedded(self, text: str) -> Prompt:
+        """Plain words as the pipeline's own `encode_prompt` gives them: LoRAs of the text encoder and textual inversions
+        act. An empty text is all zeros if the pipeline was trained so."""
         with lock_of(self.tokenizer), lock_of(self.text_encoder):
             states, _, *pooled = self.pipe.encode_prompt(
-                prompt, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+                text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
         found = [check_output(each, "text encoder", self.dtype) for each in (states, *pooled[:1])]
-        if not prompt and self.pipe.config.get("force_zeros_for_empty_prompt"):
+        if not text and self.pipe.config.get("force_zeros_for_empty_prompt"):
             found = [torch.zeros_like(each) for each in found]
         return Prompt(*found, pictures=tuple(without for without, _ in self.pictures))
 
@@ -238,9 +237,15 @@ class PipelineModel(StableDiffusion):
 
     def unread(self, prompt: str) -> str:
         "A message with the words of a prompt that do not fit. A textual inversion counts as many words as it has vectors."
-        if hasattr(self.pipe, "maybe_convert_prompt"):
-            prompt = self.pipe.maybe_convert_prompt(prompt, self.tokenizer)
-        return super().unread(prompt)
+        return super().unread(self._converted(prompt))
+
+    def _count(self, text: str) -> int:
+        return super()._count(self._converted(text))
+
+    def _converted(self, text: str) -> str:
+        "A text in which each vector of a textual inversion is a word."
+        convert = getattr(self.pipe, "maybe_convert_prompt", None)
+        return convert(text, self.tokenizer) if convert else text
 
     def output(self, latents: torch.Tensor, timestep: int, prompt: Prompt, **extra: Any) -> torch.Tensor:
         added = dict(extra.pop("added_cond_kwargs", {}))

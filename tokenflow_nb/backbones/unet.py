@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ..attention import Injection
 from .base import Model, Prompt, Site, check_output
 from .schedule import ModelError, NoiseSchedule
 from ..support.locks import lock_of
+from ..support.words import parse, token_weights, unmarked, weighted
 
 # %% ../../nbs/backbones/02_unet.ipynb #c266e40e
 def self_attentions(unet: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -190,13 +191,29 @@ class StableDiffusion(Model):
         pixels = check_output(pixels, "VAE decoder", dtype).clamp(-1, 1)
         return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
-    @torch.no_grad()
     def embed(self, prompt: str) -> Prompt:
-        "The text encoder's states `(1, tokens, c)` for a prompt. Warns of the words that do not fit."
+        """The text encoder's states `(1, tokens, c)` for a prompt, by the weights of its words. Warns of the words that do
+        not fit. Raises `ValueError` for weights that cannot be read."""
+        pieces = parse(prompt)
+        text = "".join(words for words, _ in pieces)
         self.warn_of_unread(prompt)
+        found = self._embedded(text)
+        if all(weight == 1 for _, weight in pieces):
+            return found
+        weights = token_weights(pieces, self._count, found.states.shape[1])
+        return replace(found, states=weighted(found.states, self._embedded("").states, weights))
+
+    def _count(self, text: str) -> int:
+        "How many tokens a text has, without those for start and end."
+        with lock_of(self.tokenizer):
+            return len(self.tokenizer(text, verbose=False).input_ids) - 2
+
+    @torch.no_grad()
+    def _embedded(self, text: str) -> Prompt:
+        "Plain words as the text encoder reads them."
         padding = dict(padding="max_length", max_length=self._longest, truncation=True)
         with lock_of(self.tokenizer):  # a call changes its padding: two threads at once would disturb each other
-            padded = self.tokenizer(prompt, return_tensors="pt", **padding)
+            padded = self.tokenizer(text, return_tensors="pt", **padding)
             states = self.text_encoder(padded.input_ids.to(self.device))[0]
         return Prompt(check_output(states, "text encoder", self.dtype))
 
@@ -208,7 +225,7 @@ class StableDiffusion(Model):
     def unread(self, prompt: str) -> str:
         "A message with the words of a prompt that do not fit. Empty when all fit."
         with lock_of(self.tokenizer):
-            ids = self.tokenizer(prompt, verbose=False).input_ids  # it warns of errors that truncation prevents
+            ids = self.tokenizer(unmarked(prompt), verbose=False).input_ids  # it warns of errors that truncation prevents
         if len(ids) <= self._longest:
             return ""
         cut = self.tokenizer.decode(ids[self._longest - 1 : -1]).strip()

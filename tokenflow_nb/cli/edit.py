@@ -10,7 +10,7 @@ import argparse
 import re
 from pathlib import Path
 
-from .options import Parser, add_command, add_model, add_quiet, add_settings, existing, given
+from .options import Parser, add_command, add_model, add_quiet, add_settings, existing, given, parse_prompt_at
 from ..support.files import film_and_record, writable_target
 
 # %% ../../nbs/cli/03_edit.ipynb #932fbcf3
@@ -27,9 +27,10 @@ def run_edit(args: argparse.Namespace) -> None:
     from tokenflow_nb.config import EditConfig
     from tokenflow_nb.edit import edit_video
 
-    config = EditConfig.published(args.prompt) if args.published else None
+    prompt = {0: args.prompt} | dict(sorted(args.prompt_at)) if args.prompt_at else args.prompt
+    config = EditConfig.published(prompt) if args.published else None
     how = dict(model=args.model, device=args.device, progress=not args.quiet)
-    result = edit_video(source, args.prompt, config, **how, **given(args, args.settings))
+    result = edit_video(source, prompt, config, **how, **given(args, args.settings))
     result.save(out)
     for path in film_and_record(out):
         print(f"wrote {path}")
@@ -49,6 +50,9 @@ def add_edit_settings(parser: Parser) -> None:
     about = f"{methods} (default: {EditConfig('?').method})"
     group.add_argument("--method", choices=tuple(editors()), help=about.replace("%", "%%"))
     names |= add_settings(group, EditConfig, leave_out=("prompt", "editor"))
+    about = "from a frame on, another prompt; may be repeated"
+    how = dict(action="append", default=[], type=parse_prompt_at, metavar='FRAME:"PROMPT"')
+    group.add_argument("--prompt-at", help=about, **how)
     group.add_argument("--published", action="store_true", help="start from the settings of the authors' program")
     for name, kind in editors().items():
         names |= add_settings(parser.add_argument_group(f"of the method {name}"), kind, leave_out=names)
@@ -60,6 +64,7 @@ _EDIT_EPILOG = """examples:
   tokenflow_nb edit wolf.mp4 "a gold wolf" --source-prompt "a wolf"
   tokenflow_nb edit wolf.mp4 "a wolf in the snow" --start 2 --stop 4 --size 384x672
   tokenflow_nb edit wolf.mp4 "a marble wolf" --method sdedit --strength 0.6
+  tokenflow_nb edit wolf.mp4 "a (gold:1.3) wolf" --prompt-at 12:"a marble wolf"
   tokenflow_nb edit wolf.mp4 "a gold wolf" --model toy --size 128 --steps 10"""
 
 

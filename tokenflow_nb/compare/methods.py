@@ -28,6 +28,7 @@ from ..edit import fitted, known_device
 from ..result import EditResult
 from ..store import Store
 from ..support.arguments import listed, switch
+from ..support.words import one_prompt
 
 # %% ../../nbs/compare/07_methods.ipynb #f640f749
 class Entry(NamedTuple):
@@ -107,6 +108,7 @@ def compare(
     "The same edit by each method: a result for each name. Bad arguments raise `ValueError` before any long work."
     read, settings = split_options(overrides, Reading)
     chosen, settings, reading = make_methods(methods), configured(prompt, config, settings), Reading(**read)
+    one_prompt("compare", prompt=settings.prompt, negative_prompt=settings.negative_prompt)
     Execution(block_size, store=store)  # raises for what is no store, and for an impossible size
     progress, device = switch("progress", progress), known_device("device", device)
     model, clip = fitted(as_clip(source, **reading.of_file()), settings, model, reading.size, device)

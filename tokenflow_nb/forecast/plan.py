@@ -200,5 +200,6 @@ def plan(
     not fit the model."""
     check_size(model, clip)
     intervals(len(clip), config.keyframe_interval or 1)
+    config.check_frames(len(clip))
     costs = (costs_of if measure else known_costs)(model, clip.size)
     return forecast(len(clip), clip.size, config, model, costs, execution, memory)

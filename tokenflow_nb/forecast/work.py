@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..backbones.base import Model
 from ..config import EditConfig, Execution
 from ..inversion import find_correction
-from ..keyframes import intervals, joint_groups
+from ..keyframes import groups_by_stretch, intervals
 
 # %% ../../nbs/forecast/00_work.ipynb #ea46a8e1
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ def joint_passes(frames: int, config: EditConfig) -> list[int]:
     "How many frames each joint pass of a step holds: keyframes and guests; all for the rule `joint`."
     if not config.propagates:
         return [frames] if config.rule == "joint" else []
-    keyframes = len(intervals(frames, config.keyframe_interval or min(8, frames)))
-    return [len(group.everybody) for group in joint_groups(keyframes, config.max_joint_keyframes)]
+    pieces = intervals(frames, config.keyframe_interval or min(8, frames), config.changes)
+    groups = groups_by_stretch([piece.start for piece in pieces], config.max_joint_keyframes, config.changes)
+    return [len(group.everybody) for group in groups]
 
 # %% ../../nbs/forecast/00_work.ipynb #9f9c1a72
 def guided_steps(config: EditConfig) -> int:

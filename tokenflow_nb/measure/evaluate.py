@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
+from . import __version__
 from ..clip import Clip
 from .flow import ESTIMATORS, Estimator, check_flow
 from .metrics import METRICS, Case, ClipJudge, Evidence, find_judge, find_metrics
@@ -23,6 +23,7 @@ from .report import Report, Row, plain
 from ..result import EditResult
 from ..store import Store
 from ..support.arguments import instance, listed
+from ..support.words import one_prompt
 
 # %% ../../nbs/measure/03_evaluate.ipynb #5f278cec
 def error_line(error: Exception) -> str:
@@ -70,6 +71,8 @@ def _cases_of(methods: dict[str, list[Edited]], cases: Case | Sequence[Case] | N
         if not first or not all(isinstance(result, EditResult) for result in first):
             raise ValueError("cases: a clip does not say what was asked; give Case(name, source, prompt) for each")
         asked = [(result.config, result.source) for result in first]
+        for config, _ in asked:
+            one_prompt("evaluate", prompt=config.prompt)
         cases = [Case(config.prompt, source, config.prompt, config.source_prompt) for config, source in asked]
     cases = [cases] if isinstance(cases, Case) else listed("cases", cases, "cases, Case(name, source, prompt)")
     for place, case in enumerate(cases):

@@ -37,6 +37,7 @@ from ..support.arguments import check_fields, choice, instance, listed, number, 
 from ..support.arguments import text, whole
 from ..support.locks import lock_of, process_lock
 from ..support.registry import Registry
+from ..support.words import prompt_of, unmarked
 from ..toy.world import MATERIALS, Scene, Truth
 
 # %% ../../nbs/measure/01_metrics.ipynb #0707ade1
@@ -288,9 +289,8 @@ class Case:
     scene: Scene | None = None  # in the toy world, the scene that is asked for
 
     def __post_init__(self):
-        needed = dict(name="give the case a name", prompt="say what the edited clip shows")
-        check_fields(self, {name: partial(text, needed=remedy) for name, remedy in needed.items()})
-        check_fields(self, dict(source_prompt=text))
+        check_fields(self, dict(name=partial(text, needed="give the case a name"), source_prompt=prompt_of))
+        check_fields(self, dict(prompt=partial(prompt_of, needed="say what the edited clip shows")))
         instance("source", self.source, Clip, "give a clip, as_clip(frames) or read_clip(file) makes one")
         for what, kind in (("ideal", Clip), ("flow", Flow), ("scene", Scene)):
             instance(what, getattr(self, what), kind, f"give a {kind.__name__}", none="unknown")
@@ -368,8 +368,8 @@ class Evidence:
         return self._kept[name]
 
     source = property(lambda self: self.case.source, doc="The source clip.")
-    prompt = property(lambda self: self.case.prompt, doc="What the edited clip should show.")
-    source_prompt = property(lambda self: self.case.source_prompt, doc="What the source shows; may be empty.")
+    prompt = property(lambda self: unmarked(self.case.prompt), doc="What the edited clip should show, without weights.")
+    source_prompt = property(lambda self: unmarked(self.case.source_prompt), doc="The same of the source; may be empty.")
     mask = property(lambda self: self.case.mask, doc="`(f, h, w)` bool: what should change, or None.")
     ideal = property(lambda self: self.case.ideal, doc="The edit as it should be, or None.")
     scene = property(lambda self: self.case.scene, doc="In the toy world the scene that is asked for, or None.")

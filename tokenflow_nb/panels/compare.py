@@ -73,7 +73,7 @@ def named_clips(
     clips = [each.edited if isinstance(each, EditResult) else each for each in given]
     if names is None:
         names = _unique([
-            each.config.prompt if isinstance(each, EditResult) else f"clip {place + 1}"
+            each.config.title if isinstance(each, EditResult) else f"clip {place + 1}"
             for place, each in enumerate(given)
         ])
     sources = [each.source for each in results]

@@ -34,6 +34,7 @@ from .films import Cache, Player, Strip, encode_film, encode_png, stylesheet
 from .inputs import Choice, Schedule, card, strip_height
 from ..store import Store
 from ..support.settings import short_name
+from ..support.words import one_prompt
 
 # %% ../../nbs/panels/05_denoise.ipynb #6188fed4
 def clean_from_step(
@@ -352,6 +353,7 @@ class DenoiseState(Walk):
         if not isinstance(edit, Edit):
             kind = type(edit).__qualname__
             raise TypeError(f"edit is of type {kind}: give an Edit, such as Edit(model, trajectory, config, clip)")
+        one_prompt("this panel", prompt=edit.config.prompt, negative_prompt=edit.config.negative_prompt)
         super().__init__(branches=(Branch(edit, about=edit.config.prompt),), position=edit.index)
         self.worker, self._made, self.keyframe_interval = worker or Worker(), 1, edit.interval
         self.cache = Cache(256_000_000) if cache is None else cache  # an empty cache is False

@@ -102,7 +102,7 @@ def keep_film(
     settings: dict[str, Any],  # of the panel, JSON values
 ) -> Kept:
     "Writes a result into the store. Raises `StoreError` when the disk is full."
-    meta = dict(kind=KIND, prompt=result.config.prompt, frames=len(result.edited))
+    meta = dict(kind=KIND, prompt=result.config.title, frames=len(result.edited))
     meta |= dict(settings=settings, recipe=source.recipe)
     with store.writing(key, meta) as writer, store.scratch() as folder:
         result.save(folder / "out")  # with the source's sound

@@ -113,7 +113,7 @@ class EditJob:
 
     with_options(EditConfig, Execution, Reading)(__init__)
 
-    prompt = property(lambda self: self.config.prompt, doc="What the edited clip shows.")
+    prompt = property(lambda self: self.config.title, doc="What the edited clip shows.")
     clip_path = property(lambda self: film_and_record(self.out)[0], doc="The edited clip.")
     record_path = property(lambda self: film_and_record(self.out)[1], doc="How it was made, as JSON.")
 

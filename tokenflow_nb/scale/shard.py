@@ -55,6 +55,7 @@ from ..support.arguments import number, shown, switch, whole
 from ..support.files import writable_target, write_json
 from ..support.memory import out_of_memory
 from ..support.progress import drive
+from ..support.words import one_prompt
 
 # %% ../../nbs/scale/02_shard.ipynb #c9f331eb
 @dataclass(frozen=True)
@@ -479,6 +480,7 @@ def edit_sharded(
         raise ValueError(f"model={shown(model)} is loaded already: give its name or folder, each process loads it")
     read, settings = split_options(known_options(overrides, Reading), Reading)
     config, reading = configured(prompt, config, settings), Reading(**read)
+    one_prompt("edit_sharded", prompt=config.prompt, negative_prompt=config.negative_prompt)
     shards, size = whole("shards", shards, 1), reading.size
     timeout = number("timeout", timeout, above=0, most=_PATIENCE.total_seconds(), of="seconds")
     store, progress = Execution(store=store).store or Store(), switch("progress", progress)
