@@ -1,7 +1,6 @@
 "Arguments, seen from the settings of an edit: each field is checked before any work, and every remedy that an error names is executed here."
 
 import json
-import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -170,29 +169,6 @@ def test_what_an_error_says_to_do_is_accepted(wrong, words, right):
         config(**wrong)
     assert words in str(caught.value)
     config(**right)
-
-
-@pytest.mark.parametrize("prompt", ["a (gold:1.3) star", "a (gold star:.5)", "(gold)1.4 star", "a ((gold)) star", "(a star: 2)"])
-def test_weights_in_a_prompt_are_pointed_out(prompt):
-    for name in TEXTS:
-        with pytest.warns(UserWarning, match=f"{name}=.*weights are not supported: leave the brackets and the number out"):
-            config(**{name: prompt})
-
-
-@pytest.mark.parametrize("prompt", ["a gold star", "a star (gold)", "a clock (at 10:30)", "a (4:3) picture", "a ratio of 4:3", "a wolf: 2 eyes", "2.5 stars (in a row)"])
-def test_plain_words_are_not(prompt):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        config(prompt=prompt)
-
-
-def test_weights_are_pointed_out_once_where_python_shows_a_warning_once():
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.resetwarnings()
-        first = config(prompt="a (gold:1.3) star, only here")
-        for seed in range(3):
-            EditConfig(**first.settings() | dict(seed=seed))
-    assert len(caught) == 1
 
 
 # ---- seen from the functions that take such arguments

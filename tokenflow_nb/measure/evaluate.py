@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__
+from .. import __version__
 from ..clip import Clip
 from .flow import ESTIMATORS, Estimator, check_flow
 from .metrics import METRICS, Case, ClipJudge, Evidence, find_judge, find_metrics

@@ -35,6 +35,7 @@ from ..result import EditResult
 from ..store import Store, StoreError, in_bytes
 from ..support.arguments import LARGEST_SIDE, choice, whole
 from ..support.settings import short_name
+from ..support.words import one_prompt
 
 # %% ../../nbs/panels/12_state.ipynb #7c5f75fe
 EDIT = {each.name: each for each in fields(EditConfig) if each.name != "editor"}
@@ -187,7 +188,9 @@ class EditState(traitlets.HasTraits):
         choice("shape", self.shape, SHAPES)
         if self.source is not None and type(wanted["keyframe_interval"]) is int:
             wanted["keyframe_interval"] = min(wanted["keyframe_interval"], len(self.source.clip))
-        return EditConfig(**wanted)
+        found = EditConfig(**wanted)
+        one_prompt("this panel", prompt=found.prompt, negative_prompt=found.negative_prompt)
+        return found
 
     @property
     def reading(self) -> Reading:

@@ -57,9 +57,10 @@ def _close(name: str, prompt: str, sign: str, pieces: list[list], first: int) ->
         said = f"{colon[0].strip()!r} in brackets"
         if sign == "]":
             refuse(name, prompt, rf"{said}: write (word:0.8) for a weight, or \[ and \] for plain brackets")
-        if not _NUMBER.fullmatch(colon[1]) or not 0 <= float(colon[1]) <= HEAVIEST:
+        number = colon[1].strip()
+        if not _NUMBER.fullmatch(number) or not 0 <= float(number) <= HEAVIEST:
             refuse(name, prompt, f"{said} is no weight from 0 to {HEAVIEST:g}: write (word:1.3), or {_PLAIN_BRACKETS}")
-        pieces[-1][0], factor = pieces[-1][0][: colon.start()], float(colon[1])
+        pieces[-1][0], factor = pieces[-1][0][: colon.start()], float(number)
     if not "".join(words for words, _ in pieces[first:]).strip():
         refuse(name, prompt, f"brackets without words: {_PLAIN_BRACKETS}")
     for piece in pieces[first:]:
@@ -139,10 +140,10 @@ def prompts_of(name: str, value: Any, needed: str = "") -> str | OverTime:
         key = whole(f"{name} from frame", key, 0)
         if found and key <= max(found):
             refuse(name, value, f"frame {key} comes after frame {max(found)}: give the frames in ascending order")
-        found[key] = prompt_of(f"{name}[{key}]", words, f"say what the clip shows from frame {key} on")
+        found[key] = prompt_of(f"{name}[{key}]", words, needed and f"say what the clip shows from frame {key} on")
     if 0 not in found:
         refuse(name, value, f"the frames before {min(found)} have no prompt: begin with frame 0, {example}")
-    return found
+    return found if len(found) > 1 else found[0]
 
 
 def as_json(prompt: str | OverTime) -> str | dict[str, str]:
