@@ -359,3 +359,51 @@ def test_what_takes_one_prompt_says_so(edit, model, store):
     state.close()
     with pytest.raises(ValueError, match="edit_sharded takes no prompts over time"):
         edit_sharded(CLIP, OVER_TIME, shards=1, model="toy")
+
+
+# ---- what they do to a film
+
+
+def judged(model, judge, scene, material, store, weights):
+    "The judge's score of the material for each weight of its word: two frames, without guidance, so that it is not saturated."
+    target, clip = scene.replace(material=material).caption, scene.render(frames=9, size=128)
+    clip = Clip(clip.frames[[0, 8]])
+    trajectory, scores = invert(model, clip, scene.caption, 8, store=store, progress=False), []
+    for weight in weights:
+        prompt = target.replace(material, f"({material}:{weight})")
+        config = EditConfig(prompt, scene.caption, num_inference_steps=8, guidance_scale=1, rule="per_frame")
+        edit = Edit(model, trajectory, config, clip, Execution(source_branch="live"), keep_history=False).run()
+        scores.append(float(judge.score(edit.decode().frames, [target]).mean()))
+    return scores
+
+
+@pytest.mark.slow
+def test_the_weight_of_a_material_raises_what_the_judge_sees_of_it(model, store):
+    "Strictly in the mean of six scenes; in each of them with at most one pair of neighbours in another order."
+    judge, weights = ClipJudge.load("toy"), (0.5, 0.75, 1, 1.25, 1.5)
+    scores = np.array([judged(model, judge, Scene.random(seed), "gold", store, weights) for seed in range(6)])
+    print(scores.round(3), scores.mean(0).round(3))
+    assert (np.diff(scores.mean(0)) > 0).all()
+    ranks = scores.argsort(1).argsort(1)
+    assert (1 - ((ranks - np.arange(5)) ** 2).sum(1) / 20 >= 0.9).all()  # Spearman's
+    assert (scores[:, -1] - scores[:, 0] > 0.1).all()
+
+
+def far(one, other):
+    "The mean difference of two films in each frame."
+    return np.abs(one.frames.astype(float) - other.frames).mean((1, 2, 3))
+
+
+@pytest.mark.slow
+def test_a_prompt_that_changes_at_frame_12_changes_the_film_there_and_nowhere_else(model, store):
+    scene, judge = Scene.random(5), ClipJudge.load("toy")
+    clip, red, gold = scene.render(frames=24, size=128), scene.replace(material="red").caption, scene.replace(material="gold").caption
+    how = dict(model=model, store=store, source_prompt=scene.caption, num_inference_steps=8, keyframe_interval=8, progress=False, size=(128, 128))
+    both = edit_video(clip, {0: red, 12: gold}, **how)
+    plain = {(prompt, seed): edit_video(clip, prompt, seed=seed, **how) for prompt in (red, gold) for seed in (0, 1)}
+    for prompt, part in ((red, slice(0, 12)), (gold, slice(12, 24))):
+        own = far(plain[prompt, 0], plain[prompt, 1])[part].mean()
+        print(prompt, far(both, plain[prompt, 0])[part].mean(), own)
+        assert far(both, plain[prompt, 0])[part].mean() < 1.5 * own
+    scores = judge.score(both.frames, [red, gold])
+    assert ((scores[:, 0] > scores[:, 1]) == torch.arange(24).lt(12)).all()
