@@ -123,7 +123,7 @@ def groups_by_stretch(
     most: int | None,
     changes: Sequence[int] = (),  # ascending frames at which the prompt changes
 ) -> list[JointGroup]:
-    "The groups, in order, of keyframes that have the same prompt: others would mix their looks."
+    "The groups, in order, of keyframes that have the same prompt."
     found, first = [], 0
     for start, stop in zip([0, *changes], [*changes, math.inf]):
         count = sum(start <= frame < stop for frame in keyframes)
