@@ -137,11 +137,16 @@ class Denoiser:
         self, context: Context, step: Step, frames: range, plan: Plan | None = None
     ) -> Iterator[tuple[slice, Prediction]]:
         "Rows and prediction of consecutive frames."
+        watch = context.watch
+
         def work(rows: slice) -> Prediction:
-            part = frames[rows]
-            context.plan = plan and plan[part.start : part.stop]
+            part = list(frames[rows])
+            # compiled passes have one size: the last frame again, in place of those that are missing
+            missing = self.blocks.size - len(part) if self.model.passes and not watch else 0
+            asked = part + part[-1:] * missing
+            context.plan = plan and plan[asked]
             context.placed = context.plan and context.plan.to(self.model.device)  # once, not in each layer
-            return self._guided(context, step, list(part))
+            return self._guided(context, step, asked)[: len(part)]
 
         start = frames.start
         for prediction in self.blocks.map(work, len(frames)):

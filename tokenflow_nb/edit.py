@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .backbones.base import Model
+from .backbones.compiled import compiling
 from .backbones.load import load_model
 from .backbones.parts import find_device
 from .backbones.schedule import Prediction
@@ -444,7 +445,7 @@ def stages(
 ) -> Generator[Stage, None, EditResult]:
     """Edits a clip, from inversion to the `EditResult`. Yields a `Stage` after each step.
     Results that are in the store are not computed again."""
-    with model.working():
+    with model.working(), compiling(model, execution.compile):
         return (yield from _edited(model, clip, config, execution, keyframes, prepare, callback_on_step_end))
 
 

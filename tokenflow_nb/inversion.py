@@ -97,8 +97,13 @@ Predict = Callable[[torch.Tensor, int], Prediction]  # latents (f, c, h, w) and 
 def _by_blocks(model: Model, prompt: Prompt, blocks: Blocks) -> Predict:
     "The model's prediction under one prompt, a block of frames at a time."
     def predict(latents: torch.Tensor, timestep: int) -> Prediction:
-        each = blocks.map(lambda rows: model.predict(latents[rows], timestep, prompt), len(latents))
-        return Prediction.join(list(each))
+        return Prediction.join(list(blocks.map(lambda rows: one(latents[rows], timestep), len(latents))))
+
+    def one(latents: torch.Tensor, timestep: int) -> Prediction:
+        # compiled passes have one size: the last frame again, in place of those that are missing
+        missing = blocks.size - len(latents) if model.passes else 0
+        filled = torch.cat([latents, *[latents[-1:]] * missing]) if missing else latents
+        return model.predict(filled, timestep, prompt)[: len(latents)]
 
     return predict
 

@@ -131,7 +131,7 @@ class Plan:
     def __len__(self) -> int:
         return len(self.first)
 
-    def __getitem__(self, rows: slice) -> "Plan":
+    def __getitem__(self, rows: slice | list[int]) -> "Plan":
         return Plan(self.first[rows], self.second[rows], self.weight[rows])
 
     def to(self, device: torch.device) -> "Plan":

@@ -111,7 +111,9 @@ def record_step(
     step = Step(denoiser.model, denoiser.trajectory, "", 0, 1, timestep, list(range(count)), nothing)
     with closing(denoiser.by_blocks(step, keyframes)) as passes:  # closing it removes its processors
         for rows, _ in passes:
-            for name, tensor in moved(dict(_left_behind(denoiser)), "cpu").items():
+            count_here = rows.stop - rows.start  # a compiled pass has more
+            left = {name: tensor[:count_here] for name, tensor in _left_behind(denoiser)}
+            for name, tensor in moved(left, "cpu").items():
                 waiting[name] = torch.cat([waiting[name], tensor]) if name in waiting else tensor
             while starts and (rows.stop - starts[0] >= PART_FRAMES or rows.stop == count):
                 first = rows.stop - len(next(iter(waiting.values())))  # the frame that the waiting rows begin with

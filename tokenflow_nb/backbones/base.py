@@ -157,6 +157,14 @@ class Model(ABC):
 
     # -- what all families share
 
+    # runs the network instead of itself: see `compiling`
+    passes: Callable[..., Any] | None = None
+    context: Context | None = None  # of the processors that are installed
+
+    def call(self, *given: Any, **named: Any) -> Any:
+        "The network's output, from compiled passes within `compiling`. A family whose `output` calls this can be compiled."
+        return self.passes(self, *given, **named) if self.passes else self.network(*given, **named)
+
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
@@ -230,8 +238,10 @@ class Model(ABC):
                 for name, layer in layers.items():
                     layer.set_processor(self.processor(name, context))
                 hooks += [modules[name].register_forward_hook(FeatureHook(name, context)) for name in hooked]
+                self.context = context
                 yield context
             finally:
+                self.context = None
                 for name, layer in layers.items():
                     layer.set_processor(before[name])
                 for hook in hooks:

@@ -38,6 +38,9 @@ class Prediction:
     def __len__(self) -> int:
         return len(self.clean)
 
+    def __getitem__(self, rows: slice) -> "Prediction":
+        return Prediction(self.clean[rows], self.noise[rows])
+
     def at(self, level: Level) -> torch.Tensor:
         "The latents `(f, c, h, w)` at another noise level: a DDIM step."
         return level.alpha * self.clean + level.sigma * self.noise

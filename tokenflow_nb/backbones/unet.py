@@ -221,7 +221,7 @@ class StableDiffusion(Model):
 
     def output(self, latents: torch.Tensor, timestep: int, prompt: Prompt, **extra: Any) -> torch.Tensor:
         timestep = torch.full((), timestep, device=latents.device)  # made there: a number would have to be sent
-        return self.unet(latents, timestep, prompt.states, return_dict=False, **extra)[0]
+        return self.call(latents, timestep, prompt.states, return_dict=False, **extra)[0]
 
     def attentions(self) -> dict[str, torch.nn.Module]:
         return self_attentions(self.unet)

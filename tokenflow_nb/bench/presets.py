@@ -47,6 +47,7 @@ PRESETS = dict(
     default=Preset("EditConfig as it is"),
     draft=Preset("a first look", dict(num_inference_steps=12)),
     fifty=Preset("as many steps as the authors' program has", dict(num_inference_steps=50)),
+    compiled=Preset("EditConfig as it is, with compile=True", dict(compile=True)),
     published=Preset(f"the authors' program: {_UNUSED}", published=True),
 )
 
