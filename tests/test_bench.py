@@ -55,7 +55,8 @@ def test_written_out_is_the_same_noise(model, store, rule, interval, block, step
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_job_takes_the_rows_that_are_counted(subject, preset):
+def test_a_job_takes_the_rows_that_are_counted(subject, preset, monkeypatch):
+    monkeypatch.setattr("tokenflow_nb.backbones.compiled.CompiledPasses.backend", "eager")  # the compiler takes minutes
     changes = dict(num_inference_steps=2) | (dict(inversion_steps=4, keyframe_interval=4) if preset == "published" else {})
     run = run_job(subject, PRESETS[preset], 4, **changes)
     config, execution = PRESETS[preset].config("a star", **changes), PRESETS[preset].execution(**changes)
@@ -134,7 +135,7 @@ def test_what_is_saved_can_be_read(found, tmp_path):
 
 
 @pytest.mark.parametrize("wrong, words", [
-    (dict(size="xl"), "sizes are toy and sd"), (dict(presets=["fast"]), "default, draft, fifty, published"), (dict(clock="sun"), "wall and cpu"),
+    (dict(size="xl"), "sizes are toy and sd"), (dict(presets=["fast"]), "default, draft, fifty, compiled, published"), (dict(clock="sun"), "wall and cpu"),
     (dict(lengths=(0,)), "at least 2"), (dict(frames=1), "at least 2"),
 ])
 def test_bad_questions_are_refused_before_any_work(wrong, words):

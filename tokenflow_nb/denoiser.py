@@ -142,7 +142,8 @@ class Denoiser:
         def work(rows: slice) -> Prediction:
             part = list(frames[rows])
             # compiled passes have one size: the last frame again, in place of those that are missing
-            missing = self.blocks.size - len(part) if self.model.passes and not watch else 0
+            size = min(self.blocks.size, len(step.rows))
+            missing = size - len(part) if self.model.passes and not watch else 0
             asked = part + part[-1:] * missing
             context.plan = plan and plan[asked]
             context.placed = context.plan and context.plan.to(self.model.device)  # once, not in each layer

@@ -86,7 +86,7 @@ def invert_latents(
     correction: str = "none",  # a name in `CORRECTIONS`
 ) -> dict[int, torch.Tensor]:
     "The latents at each kept timestep. Raises `ModelError` when they are no longer finite."
-    predict = _by_blocks(model, prompt, Blocks(len(latents)))
+    predict = _by_blocks(model, prompt, Blocks(len(latents)), len(latents))
     steps = invert_steps(model, latents, visited, predict, correction)
     return {timestep: latents for timestep, latents in steps if timestep in kept}
 
@@ -94,14 +94,19 @@ def invert_latents(
 Predict = Callable[[torch.Tensor, int], Prediction]  # latents (f, c, h, w) and a timestep
 
 
-def _by_blocks(model: Model, prompt: Prompt, blocks: Blocks) -> Predict:
+def _by_blocks(
+    model: Model,
+    prompt: Prompt,
+    blocks: Blocks,
+    frames: int,  # of the clip, of which some are given at a time
+) -> Predict:
     "The model's prediction under one prompt, a block of frames at a time."
     def predict(latents: torch.Tensor, timestep: int) -> Prediction:
         return Prediction.join(list(blocks.map(lambda rows: one(latents[rows], timestep), len(latents))))
 
     def one(latents: torch.Tensor, timestep: int) -> Prediction:
         # compiled passes have one size: the last frame again, in place of those that are missing
-        missing = blocks.size - len(latents) if model.passes else 0
+        missing = min(blocks.size, frames) - len(latents) if model.passes else 0
         filled = torch.cat([latents, *[latents[-1:]] * missing]) if missing else latents
         return model.predict(filled, timestep, prompt)[: len(latents)]
 
@@ -175,7 +180,7 @@ def inverting(
     meta = dict(kind="trajectory", prompt=prompt, timesteps=kept, frames=len(clip), part_frames=PART_FRAMES)
     # name and digests show to which model and clip it belongs
     meta |= dict(model=model.name, correction=correction, model_digest=fingerprint, clip_digest=content)
-    predict = _by_blocks(model, model.embed(prompt), blocks)
+    predict = _by_blocks(model, model.embed(prompt), blocks, len(clip))
     with store.drafting(key, meta) as draft:  # holds the parts of an interrupted inversion
         for rows in () if draft.finished else _missing(draft, len(clip), block_size):
             path = yield from _inverting_rows(model, clip, rows, visited, kept, predict, blocks, correction)
