@@ -324,7 +324,8 @@ class _Walk:
 
     def edit(self, trajectory: Trajectory, name: str, record: SourceRecord | None = None) -> torch.Tensor:
         "The latents after one step."
-        conditioning, editor, schedule = Conditioning.of(self.model, self.config), self.config.editor, self.model.schedule
+        conditioning, editor = Conditioning.of(self.model, self.config), self.config.editor
+        schedule = self.model.schedule
         denoiser = Denoiser(
             self.model, trajectory, conditioning, editor, 7.5, "paper", 3, self.blocks,
             self.config.max_joint_keyframes, record,
