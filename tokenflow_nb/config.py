@@ -171,7 +171,8 @@ class Execution:
         choices=_SOURCE_BRANCH,
     )
     compile: bool = setting(
-        False, "compile the network; pays on a GPU, from some dozens of steps on: the first step of each kind takes minutes"
+        False,
+        "compile the network; pays on a GPU, from some dozens of steps on: the first step of each kind takes minutes",
     )
     keep: bool = setting(True, "keep the edit in the store, step by step")
     resume: bool = setting(True, "go on where the same edit was interrupted; what is done is not done again")

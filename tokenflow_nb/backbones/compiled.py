@@ -119,8 +119,8 @@ def compiling(
         return
     if any(hasattr(module, "_hf_hook") for module in model.network.modules()):
         raise ModelError(
-            f"compile=True: {model.name} is offloaded, and what moves its weights cannot be compiled: leave compile out, "
-            "or keep the model on its device, pipe.to('cuda')"
+            f"compile=True: {model.name} is offloaded, and what moves its weights cannot be compiled: leave compile "
+            "out, or keep the model on its device, pipe.to('cuda')"
         )
     before, model.passes = model.passes, _PASSES.setdefault(model.network, CompiledPasses())
     try:
