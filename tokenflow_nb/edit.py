@@ -542,9 +542,8 @@ def edit_video(
     config, execution, reading = configured(prompt, config, settings), Execution(**execution), Reading(**reading)
     progress, device = switch("progress", progress), known_device("device", device)
     target = None if out is None else writable_target("out", out, file_of(clip))
-    timings, clock = {}, _Clock()
-    film = as_clip(clip, **reading.of_file())
-    timings["read"] = clock()
+    clock, film = _Clock(), as_clip(clip, **reading.of_file())
+    timings = dict(read=clock())
     added = dict(ip_adapter_image=ip_adapter_image, lora=lora, vae=vae, tokenizer=tokenizer)
     model, fit = fitted(film, config, model, reading.size, device, **added)
     if progress:

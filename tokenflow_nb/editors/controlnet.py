@@ -155,8 +155,8 @@ def _known(control: Any, model: Model) -> str:
     name = _KNOWN.get(width, {}).get(control) if isinstance(control, str) else None
     if name is None:
         raise ValueError(
-            f"control={shown(control, 40)}: no ControlNet is known for it with {model.name}: give controlnet=, a folder "
-            "or hub id"
+            f"control={shown(control, 40)}: no ControlNet is known for it with {model.name}: give controlnet=, a "
+            "folder or hub id"
         )
     return name
 
@@ -228,7 +228,7 @@ class ControlNet(Editor):
     control: str | Any = setting(
         "canny", "canny, soft, depth, tile, or a film of control frames; several: canny:0.8,depth", check=_checked
     )
-    controlnet: str | Any = setting(None, "the ControlNet: a folder or hub id; None: a known one, or the pipeline's own")
+    controlnet: str | Any = setting(None, "the ControlNet, a folder or hub id; None: a known one, or the pipeline's")
     scale: float = setting(1.0, "how strongly the control acts", 0, 2, short="control_scale")
     begin: float = setting(0.0, "fraction of the steps before the control acts", 0, 1, short="control_start")
     end: float = setting(1.0, "fraction of the steps after which it no longer acts", 0, 1, short="control_stop")

@@ -110,7 +110,7 @@ class Blocks:
 
 # %% ../../nbs/support/05_memory.ipynb #3c5e9a70
 def sent(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
-    "A tensor on a device. A copy from the CPU to an NVIDIA GPU is not waited for: the work that needs it comes after it."
+    "A tensor on a device. A copy from the CPU to an NVIDIA GPU is not waited for: later work there comes after it."
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.to(dtype or tensor.dtype).pin_memory().to(device, non_blocking=True)
     return tensor.to(device, dtype or tensor.dtype)
